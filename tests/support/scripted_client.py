@@ -20,6 +20,7 @@ from treeswarm_client.gateway.backend import Backend
 from treeswarm_client.gateway.config import ApiKeys, GatewayConfig, GatewayLimits
 from treeswarm_client.generation.run import Run, Token
 from treeswarm_client.generation.text_stream import StopText, TextStream
+from treeswarm_client.generation.token_logprobs import TokenLogprobs
 from treeswarm_client.prompt_encoder import PromptEncoder, check_request, load_prompt_encoder
 
 DEMO = Path(treeswarm.__file__).parent / "models" / "demo"
@@ -51,13 +52,17 @@ class ScriptedClient:
     def stream(self, prompt: Sequence[int], **options: Any) -> Run:
         """Return a run of the scripted text, which ends as one of a swarm does."""
         self.calls.append({"prompt": list(prompt), **options})
-        check_request(prompt, options["max_new_tokens"], self.target.vocab_size, CONTEXT)
+        least = 1 if options["prompt_logprobs"] is None else 0
+        check_request(prompt, options["max_new_tokens"], self.target.vocab_size, CONTEXT, least=least)
         SamplingSettings(**{name: options[name] for name in ("temperature", "top_p", "top_k") if name in options})
         run = Run(tokens=_none(), prompt_ids=list(prompt))
-        run.tokens = self._tokens(run, options["max_new_tokens"], tuple(options["stop"]))
+        run.tokens = self._tokens(run, options["max_new_tokens"], tuple(options["stop"]), options["top_logprobs"])
+        if (top := options["prompt_logprobs"]) is not None:
+            scores = [TokenLogprobs(token, -0.5, likeliest(token, -0.5)[:top]) for token in prompt[1:]]
+            run.prompt_logprobs = [None, *scores]
         return run
 
-    async def _tokens(self, run: Run, length: int, stops: tuple[str, ...]) -> AsyncGenerator[Token, None]:
+    async def _tokens(self, run: Run, length: int, stops: tuple[str, ...], top: int) -> AsyncGenerator[Token, None]:
         text, stop = TextStream(self.tokenizer, run.prompt_ids), StopText(stops)
         ids = self.answer[:length]
         for at, token in enumerate(ids):
@@ -73,9 +78,14 @@ class ScriptedClient:
             run.token_ids.append(token)
             run.logprobs.append(-0.25)
             run.text += piece
-            yield Token(token, piece, -0.25, at)
+            yield Token(token, piece, -0.25, at, top_logprobs=likeliest(token, -0.25)[:top])
             if stop.hit is not None:
                 return
+
+
+def likeliest(token: int, logprob: float) -> tuple[tuple[int, float], ...]:
+    """Return a token, and two others that are less likely."""
+    return ((token, logprob), (token - 1, logprob - 1), (token - 2, logprob - 2))
 
 
 async def _none() -> AsyncGenerator[Token, None]:

@@ -60,6 +60,8 @@ class PreparedRequest:
     """Function that returns what divides a run's text into text, thoughts and calls."""
     traces: list[AnswerTrace]
     """Traces of the runs, for a caller who asked for them, or none."""
+    echoes: Sequence[str] = ()
+    """The prompts as texts, where answers begin with them."""
 
 
 @dataclass(eq=False)
@@ -244,6 +246,8 @@ class Backend:
             "stop_token_ids": request.ends.stop_token_ids,
             "ignore_eos": request.ends.ignore_eos,
             "shown_special": plan.shown_special if plan is not None else (),
+            "top_logprobs": request.answer.logprobs or 0,
+            "prompt_logprobs": request.answer.prompt_logprobs,
             # The time to an answer must not reveal to one caller what another has sent.
             "prefix_secret": blake2b(caller, key=self._secret, digest_size=SCOPE_BYTES).digest(),
         }
@@ -259,7 +263,13 @@ class Backend:
                 if trace is not None:
                     trace.run = runs[-1]
                     traces.append(trace)
-        return PreparedRequest(request, runs, watched, reserved, partial(self._make_splitter, plan), traces)
+        echoes = []
+        if request.answer.echo:
+            echoes = [
+                text if isinstance(text, str) else str(client.tokenizer.decode(list(text), skip_special_tokens=True))
+                for text in request.prompts
+            ]
+        return PreparedRequest(request, runs, watched, reserved, partial(self._make_splitter, plan), traces, echoes)
 
     async def generate(self, prepared: PreparedRequest) -> AsyncGenerator[GenerationEvent, None]:
         """Wait for a turn, then yield the events of all generations.  Raises Busy and what generating raises."""

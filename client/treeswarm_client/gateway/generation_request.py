@@ -94,8 +94,14 @@ class AnswerOptions:
     """Whether a stream ends with a chunk that counts its tokens."""
     include_traversals: bool = False
     """Whether each chunk of a stream says which traversal brought it, with the trees and the route."""
-    logprobs: bool = False
-    """Whether the answer has the log-probability of each token."""
+    logprobs: int | None = None
+    """Number of likeliest tokens with their log-probabilities beside each token's own, or None for none at all."""
+    prompt_logprobs: int | None = None
+    """The same for the tokens of the prompt."""
+    shows_prompt_logprobs: bool = False
+    """Whether those are sent in vLLM's form."""
+    echo: bool = False
+    """Whether the answer begins with the prompt."""
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,12 @@
 """An answer in pieces: its text, the model's thoughts and its calls of tools, as they come.  Pure."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from treeswarm_client.generation.loop import FinishReason
 from treeswarm_client.generation.run import Token
+from treeswarm_client.generation.token_logprobs import TokenLogprobs
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,12 @@ class ChoiceAnswer:
     thoughts: str = ""
     calls: list[AnsweredCall] = field(default_factory=list)
     tokens: list[Token] = field(default_factory=list)
+    echo: str = ""
+    """The prompt, where the answer begins with it."""
+    prompt_logprobs: Sequence[TokenLogprobs | None] | None = None
+    """Log-probabilities of the prompt's tokens, if they were asked for; None for the first token."""
+    prompt_ids: Sequence[int] = ()
+    """Token ids of the prompt."""
     finish: FinishReason | None = None
     """Why it has ended, or None while it goes on."""
     stop: str | None = None

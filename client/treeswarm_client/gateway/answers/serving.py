@@ -89,17 +89,22 @@ class Answering:
     _splitters: list[AnswerSplitter] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.answers = [ChoiceAnswer() for _ in self.prepared.runs]
+        n, texts = self.prepared.request.n, self.prepared.echoes
+        self.answers = [
+            ChoiceAnswer(echo=texts[at // n] if texts else "", prompt_ids=run.prompt_ids)
+            for at, run in enumerate(self.prepared.runs)
+        ]
         self._splitters = [self.prepared.make_splitter(run) for run in self.prepared.runs]
 
     def begin(self) -> Iterable[dict[str, Any]]:
         """Return the events that open a stream."""
         runs = self.prepared.runs
-        return self.writer.begin(len(runs), count_usage(runs, self.prepared.request.n))
+        return self.writer.begin(self.answers, count_usage(runs, self.prepared.request.n))
 
     def take(self, event: GenerationEvent) -> list[Piece]:
         """Add what has come to its choice, and return the pieces that are new."""
         answer, splitter = self.answers[event.choice], self._splitters[event.choice]
+        answer.prompt_logprobs = self.prepared.runs[event.choice].prompt_logprobs
         match event:
             case TokenEvent(_, token):
                 pieces = splitter.add(token.text)

@@ -33,8 +33,8 @@ class AnswerWriter(Protocol):
         """Return the whole answer as one object."""
         ...
 
-    def begin(self, choices: int, usage: Usage) -> Iterator[dict[str, Any]]:
-        """Return the events that open a stream with so many choices; `usage` counts the prompts."""
+    def begin(self, answers: Sequence[ChoiceAnswer], usage: Usage) -> Iterator[dict[str, Any]]:
+        """Return the events that open a stream; `answers` will have what comes, and `usage` counts the prompts."""
         ...
 
     def token(self, choice: int, token: Token, pieces: Sequence[Piece]) -> Iterator[dict[str, Any]]:

@@ -32,7 +32,7 @@ class MessageWriter:
         (answer,) = answers
         return self._message(_content(answer), usage, answer)
 
-    def begin(self, choices: int, usage: Usage) -> Iterator[Event]:
+    def begin(self, answers: Sequence[ChoiceAnswer], usage: Usage) -> Iterator[Event]:
         yield {"type": "message_start", "message": self._message([], usage, ChoiceAnswer())}
 
     def token(self, choice: int, token: Token, pieces: Sequence[Piece]) -> Iterator[Event]:

@@ -30,7 +30,7 @@ def parse_messages_request(
         ),
         max_tokens=values["max_tokens"],
         default_max_tokens=limits.max_tokens,
-        logprobs=False,
+        logprobs=None,
     )
     # Programs must give `max_tokens`, and give what Anthropic's models take: 4,096, 16,384 or 128,000 by default.
     return replace(request, ends=replace(request.ends, is_wish=True))

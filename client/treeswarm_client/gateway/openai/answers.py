@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from treeswarm_client.gateway.answers.pieces import CallPiece, ChoiceAnswer, Piece, TextPiece, ThoughtPiece
-from treeswarm_client.gateway.answers.token_text import TokenBytes
+from treeswarm_client.gateway.answers.token_text import Decode, TokenBytes
 from treeswarm_client.gateway.answers.writer import AnswerMetadata, data_frame
 from treeswarm_client.gateway.errors import Failure
 from treeswarm_client.gateway.events import Usage
-from treeswarm_client.gateway.openai.logprobs import CompletionLogprobs, ShownTokens, chat_logprobs
+from treeswarm_client.gateway.openai.logprobs import CompletionLogprobs, ShownTokens, chat_logprobs, joined
 from treeswarm_client.generation.run import Token
 
 Event = dict[str, Any]
@@ -24,6 +24,8 @@ class ChatWriter:
     include_usage: bool
     token_bytes: TokenBytes | None
     """The bytes of tokens, or None if the answer has no log-probabilities."""
+    decode: Decode | None = None
+    """The function that turns token ids into text, if log-probabilities of the prompt are shown."""
     last_frame: str = LAST_FRAME
     _shown: dict[int, ShownTokens] = field(default_factory=dict)
 
@@ -38,17 +40,18 @@ class ChatWriter:
             }
             for index, answer in enumerate(answers)
         ]
-        return _object(self.metadata, "chat.completion", choices) | {"usage": usage_object(usage)}
+        body = _object(self.metadata, "chat.completion", choices) | {"usage": usage_object(usage)}
+        return body | {"prompt_logprobs": _prompt_logprobs(answers[0], self.decode)} if self.decode else body
 
-    def begin(self, choices: int, usage: Usage) -> Iterator[Event]:
-        for choice in range(choices):
+    def begin(self, answers: Sequence[ChoiceAnswer], usage: Usage) -> Iterator[Event]:
+        for choice in range(len(answers)):
             yield self._chunk(choice, {"role": "assistant", "content": ""})
 
     def token(self, choice: int, token: Token, pieces: Sequence[Piece]) -> Iterator[Event]:
         logprobs = None
         if self.token_bytes is not None:
             shown = self._shown.setdefault(choice, ShownTokens(self.token_bytes))
-            logprobs = chat_logprobs(tokens) if (tokens := shown.add(token)) else None
+            logprobs = chat_logprobs(tokens, self.token_bytes) if (tokens := shown.add(token)) else None
         deltas = [_delta(piece) for piece in pieces] or ([{"content": ""}] if logprobs else [])
         for delta in deltas:
             yield self._chunk(choice, delta, logprobs)
@@ -57,8 +60,8 @@ class ChatWriter:
     def end_choice(self, choice: int, answer: ChoiceAnswer, pieces: Sequence[Piece]) -> Iterator[Event]:
         for piece in pieces:
             yield self._chunk(choice, _delta(piece))
-        if choice in self._shown and (cut := self._shown[choice].end()):
-            yield self._chunk(choice, {"content": ""}, chat_logprobs(cut))
+        if self.token_bytes is not None and choice in self._shown and (cut := self._shown[choice].end()):
+            yield self._chunk(choice, {"content": ""}, chat_logprobs(cut, self.token_bytes))
         yield self._chunk(choice, {}, finish=_finish(answer), stop=answer.stop)
 
     def end(self, answers: Sequence[ChoiceAnswer], usage: Usage) -> Iterator[Event]:
@@ -83,7 +86,8 @@ class ChatWriter:
         if self.token_bytes is None:
             return None
         shown = ShownTokens(self.token_bytes)
-        return chat_logprobs([*(one for token in answer.tokens for one in shown.add(token)), *shown.end()])
+        tokens = [*(one for token in answer.tokens for one in shown.add(token)), *shown.end()]
+        return chat_logprobs(tokens, self.token_bytes)
 
 
 @dataclass(eq=False)
@@ -94,27 +98,41 @@ class CompletionWriter:
     include_usage: bool
     token_bytes: TokenBytes | None
     """The bytes of tokens, or None if the answer has no log-probabilities."""
+    decode: Decode | None = None
+    """The function that turns token ids into text, if log-probabilities of the prompt are shown."""
     last_frame: str = LAST_FRAME
-    _logprobs: dict[int, CompletionLogprobs] = field(default_factory=dict)
+    _logprobs: list[CompletionLogprobs] = field(default_factory=list)
+    _answers: Sequence[ChoiceAnswer] = ()
 
     def whole(self, answers: Sequence[ChoiceAnswer], usage: Usage) -> Event:
         choices = []
         for index, answer in enumerate(answers):
-            logprobs = CompletionLogprobs(self.token_bytes).of(answer.tokens) if self.token_bytes is not None else None
-            choices.append(_text_choice(index, answer.text, logprobs, answer))
+            logprobs = None
+            if self.token_bytes is not None:
+                writer = CompletionLogprobs(self.token_bytes)
+                logprobs = joined([*writer.of_prompt(answer), *writer.of(answer.tokens)])
+            choice = _text_choice(index, answer.echo + answer.text, logprobs, answer)
+            if self.decode:
+                choice["prompt_logprobs"] = _prompt_logprobs(answer, self.decode)
+            choices.append(choice)
         return _object(self.metadata, "text_completion", choices) | {"usage": usage_object(usage)}
 
-    def begin(self, choices: int, usage: Usage) -> Iterator[Event]:
+    def begin(self, answers: Sequence[ChoiceAnswer], usage: Usage) -> Iterator[Event]:
+        self._answers = answers
+        if self.token_bytes is not None:
+            self._logprobs = [CompletionLogprobs(self.token_bytes) for _ in answers]
         return iter(())
 
     def token(self, choice: int, token: Token, pieces: Sequence[Piece]) -> Iterator[Event]:
-        logprobs = None
-        if self.token_bytes is not None:
-            logprobs = self._logprobs.setdefault(choice, CompletionLogprobs(self.token_bytes)).of([token])
+        if len(self._answers[choice].tokens) == 1:
+            yield from self._echo(choice)
+        logprobs = joined(self._logprobs[choice].of([token])) if self._logprobs else None
         if token.text or logprobs:
             yield _object(self.metadata, "text_completion", [_text_choice(choice, token.text, logprobs)])
 
     def end_choice(self, choice: int, answer: ChoiceAnswer, pieces: Sequence[Piece]) -> Iterator[Event]:
+        if not answer.tokens:
+            yield from self._echo(choice)
         yield _object(self.metadata, "text_completion", [_text_choice(choice, "", None, answer)])
 
     def end(self, answers: Sequence[ChoiceAnswer], usage: Usage) -> Iterator[Event]:
@@ -126,6 +144,12 @@ class CompletionWriter:
 
     def frame(self, event: Event) -> str:
         return data_frame(event)
+
+    def _echo(self, choice: int) -> Iterator[Event]:
+        answer = self._answers[choice]
+        if answer.echo:
+            logprobs = joined(self._logprobs[choice].of_prompt(answer)) if self._logprobs else None
+            yield _object(self.metadata, "text_completion", [_text_choice(choice, answer.echo, logprobs)])
 
 
 def usage_object(usage: Usage) -> Event:
@@ -147,6 +171,24 @@ def _object(metadata: AnswerMetadata, kind: str, choices: list[Event]) -> Event:
         "system_fingerprint": metadata.fingerprint,
         "choices": choices,
     }
+
+
+def _prompt_logprobs(answer: ChoiceAnswer, decode: Decode) -> list[Event | None]:
+    """Return the log-probabilities of the prompt in vLLM's form: by token id, the likeliest ones with their rank."""
+    scores: list[Event | None] = []
+    for score in answer.prompt_logprobs or ():
+        if score is None:
+            scores.append(None)
+            continue
+        ranks = {token: rank for rank, (token, _) in enumerate(score.top, 1)}
+        values = {score.id: score.logprob} | dict(score.top)
+        scores.append(
+            {
+                str(token): {"logprob": value, "rank": ranks.get(token), "decoded_token": decode([token])}
+                for token, value in values.items()
+            }
+        )
+    return scores
 
 
 def _message(answer: ChoiceAnswer) -> Event:

@@ -41,25 +41,22 @@ def parse_chat_request(body: Mapping[str, Any], limits: GatewayLimits) -> Genera
         chat=chat_of(values),
         max_tokens=values.get("max_completion_tokens", values.get("max_tokens")),
         default_max_tokens=limits.max_tokens,
-        logprobs=bool(values.get("logprobs")),
+        logprobs=values.get("top_logprobs", 0) if values.get("logprobs") else None,
     )
 
 
 def parse_completion_request(body: Mapping[str, Any], limits: GatewayLimits) -> GenerationRequest:
     """Translate a completion request.  Raises InvalidParameter and Unsupported."""
     values = read_request(body, Api.COMPLETIONS)
-    logprobs = values.get("logprobs")
-    if logprobs and (logprobs > 1 or values.get("temperature") != 0):
-        raise Unsupported(
-            "logprobs", f"logprobs is {logprobs}: nodes send the probability of the chosen token only; give 0"
-        )
+    if values.get("max_tokens") == 0 and not values.get("echo"):
+        raise InvalidParameter("max_tokens", "max_tokens is 0, which gives an answer only together with echo: give 1")
     return make_request(
         values,
         limits,
         prompts=_parse_prompts(values["prompt"], limits),
         max_tokens=values.get("max_tokens"),
         default_max_tokens=DEFAULT_COMPLETION_TOKENS,
-        logprobs=logprobs is not None,
+        logprobs=values.get("logprobs"),
     )
 
 
@@ -69,16 +66,11 @@ def make_request(
     *,
     max_tokens: int | None,
     default_max_tokens: int | None,
-    logprobs: bool,
+    logprobs: int | None,
     prompts: tuple[str | tuple[int, ...], ...] = (),
     chat: ChatPrompt | None = None,
 ) -> GenerationRequest:
     """Return the request for checked parameters that have the names of OpenAI.  Raises Unsupported."""
-    if values.get("top_logprobs"):
-        raise Unsupported(
-            "top_logprobs",
-            f"top_logprobs is {values['top_logprobs']}: nodes send the probability of the chosen token only; give 0",
-        )
     request = GenerationRequest(
         sampling=_sampling_of(values),
         ends=EndOptions(
@@ -93,6 +85,9 @@ def make_request(
             include_usage=values.get("stream_options", {}).get("include_usage", False),
             include_traversals=values.get("stream_options", {}).get("include_traversals", False),
             logprobs=logprobs,
+            prompt_logprobs=_prompt_logprobs(values, logprobs),
+            shows_prompt_logprobs="prompt_logprobs" in values,
+            echo=values.get("echo", False),
         ),
         prompts=prompts,
         chat=chat,
@@ -101,6 +96,16 @@ def make_request(
     if request.choices > limits.choices:
         raise Unsupported("n", f"the request asks for {request.choices} choices: ask for at most {limits.choices}")
     return request
+
+
+def _prompt_logprobs(values: Mapping[str, Any], logprobs: int | None) -> int | None:
+    """Return how many likeliest tokens are wanted beside each of the prompt's, or None if that is not scored."""
+    if "prompt_logprobs" in values and values.get("stream"):
+        raise Unsupported("prompt_logprobs", "prompt_logprobs is given with stream: ask for the whole answer")
+    wanted = [values["prompt_logprobs"]] if "prompt_logprobs" in values else []
+    if values.get("echo") and (logprobs is not None or values.get("max_tokens") == 0):
+        wanted.append(logprobs or 0)
+    return max(wanted, default=None)
 
 
 def _sampling_of(values: Mapping[str, Any]) -> SamplingOptions:

@@ -50,8 +50,11 @@ def openai_routes(backend: Backend, caller_of: CallerOf) -> APIRouter:
         parsed = parse_chat_request(body, backend.config.limits)
         metadata = make_metadata("chatcmpl-", backend)
         prepared = await backend.prepare(parsed, caller)
-        token_bytes = backend.token_bytes if parsed.answer.logprobs else None
-        return await answer(backend, prepared, ChatWriter(metadata, parsed.answer.include_usage, token_bytes), request)
+        token_bytes = backend.token_bytes if parsed.answer.logprobs is not None else None
+        decode = backend.client.decode if parsed.answer.shows_prompt_logprobs else None
+        return await answer(
+            backend, prepared, ChatWriter(metadata, parsed.answer.include_usage, token_bytes, decode), request
+        )
 
     @router.post("/v1/completions", openapi_extra=body_of(Api.COMPLETIONS))
     async def completions(caller: caller_type, request: Request) -> Response:
@@ -61,9 +64,10 @@ def openai_routes(backend: Backend, caller_of: CallerOf) -> APIRouter:
         parsed = parse_completion_request(body, backend.config.limits)
         metadata = make_metadata("cmpl-", backend)
         prepared = await backend.prepare(parsed, caller)
-        token_bytes = backend.token_bytes if parsed.answer.logprobs else None
+        token_bytes = backend.token_bytes if parsed.answer.logprobs is not None else None
+        decode = backend.client.decode if parsed.answer.shows_prompt_logprobs else None
         return await answer(
-            backend, prepared, CompletionWriter(metadata, parsed.answer.include_usage, token_bytes), request
+            backend, prepared, CompletionWriter(metadata, parsed.answer.include_usage, token_bytes, decode), request
         )
 
     return router

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
+from treeswarm.protocol.messages import MAX_ALTERNATIVES
 from treeswarm.protocol.text_rules import MAX_BAD_WORDS, MAX_MIN_TOKENS, MAX_NGRAM, MAX_PENALTY, MAX_REPETITION_PENALTY
 from treeswarm_client.gateway.parameters.checks import (
     AnyObject,
@@ -66,7 +67,9 @@ HONOURED = (
         "max_tokens", CHAT, "largest number of new tokens; without it, [as many as fit](#length)", Whole(1, MOST_TOKENS)
     ),
     Parameter("max_completion_tokens", CHAT, "newer name of `max_tokens`", Whole(1, MOST_TOKENS)),
-    Parameter("max_tokens", COMPLETIONS, "largest number of new tokens, 16 by default", Whole(1, MOST_TOKENS)),
+    Parameter(
+        "max_tokens", COMPLETIONS, "largest number of new tokens, 16 by default; 0 with `echo`", Whole(0, MOST_TOKENS)
+    ),
     Parameter("max_output_tokens", RESPONSES, "the same as `max_tokens` in chats", Whole(1, MOST_TOKENS)),
     Parameter(
         "max_tokens",
@@ -151,17 +154,34 @@ HONOURED = (
         "min_tokens", EVERY_API, "number of tokens before which no end token is chosen", Whole(0, MAX_MIN_TOKENS)
     ),
     Parameter("logprobs", CHAT, "whether the answer has the log-probability of each token", TrueOrFalse()),
-    Parameter("logprobs", COMPLETIONS, "0 for the log-probabilities of the answer's tokens", Whole(0, 20)),
+    Parameter(
+        "logprobs",
+        COMPLETIONS,
+        "number of likeliest tokens with their log-probabilities beside each token's own",
+        Whole(0, MAX_ALTERNATIVES),
+    ),
+    Parameter(
+        "echo", COMPLETIONS, "whether the answer begins with the prompt; with `logprobs` that is scored", TrueOrFalse()
+    ),
+    Parameter(
+        "prompt_logprobs",
+        OPENAI,
+        "the same as `logprobs` for the prompt's tokens, in vLLM's form",
+        Whole(0, MAX_ALTERNATIVES),
+    ),
     Parameter(
         "include", RESPONSES, "`message.output_text.logprobs`: log-probabilities of the answer's tokens", INCLUDE
     ),
-    Parameter("top_logprobs", CHAT + RESPONSES, "number of other tokens with their log-probabilities: 0", Whole(0, 20)),
+    Parameter(
+        "top_logprobs",
+        CHAT + RESPONSES,
+        "number of likeliest tokens with their log-probabilities beside each token's",
+        Whole(0, MAX_ALTERNATIVES),
+    ),
 )
 
 # What would change the text and is not honoured, with the values that change nothing.
 REFUSED = (
-    Parameter("prompt_logprobs", OPENAI, "nodes send those of new tokens", neutral=()),
-    Parameter("echo", COMPLETIONS, "put the prompt before the answer yourself", neutral=(False,)),
     Parameter("suffix", COMPLETIONS, "models continue texts at their end", neutral=("",)),
     Parameter("tools", RESPONSES + ANTHROPIC, _TOOLS, neutral=([],)),
     Parameter("tool_choice", RESPONSES, _TOOLS, neutral=("none", "auto")),

@@ -49,7 +49,7 @@ class ResponseWriter:
         for token in answer.tokens:
             self._take_logprobs(token)
         if self._shown is not None:
-            self._logprobs += chat_logprobs(self._shown.end())["content"]
+            self._logprobs += chat_logprobs(self._shown.end(), self._shown.token_bytes)["content"]
         for piece in _pieces_of(answer):
             for _ in self._piece(piece):
                 pass
@@ -57,7 +57,7 @@ class ResponseWriter:
             pass
         return self._response(answer, usage)
 
-    def begin(self, choices: int, usage: Usage) -> Iterator[Event]:
+    def begin(self, answers: Sequence[ChoiceAnswer], usage: Usage) -> Iterator[Event]:
         response = self._response(ChoiceAnswer(), None)
         yield self._event("response.created", response=response)
         yield self._event("response.in_progress", response=response)
@@ -69,7 +69,7 @@ class ResponseWriter:
 
     def end_choice(self, choice: int, answer: ChoiceAnswer, pieces: Sequence[Piece]) -> Iterator[Event]:
         if self._shown is not None:
-            self._logprobs += chat_logprobs(self._shown.end())["content"]
+            self._logprobs += chat_logprobs(self._shown.end(), self._shown.token_bytes)["content"]
         for piece in pieces:
             yield from self._piece(piece)
         yield from self._close(complete=answer.finish != "length")
@@ -88,7 +88,7 @@ class ResponseWriter:
 
     def _take_logprobs(self, token: Token) -> None:
         if self._shown is not None:
-            self._logprobs += chat_logprobs(self._shown.add(token))["content"]
+            self._logprobs += chat_logprobs(self._shown.add(token), self._shown.token_bytes)["content"]
 
     def _piece(self, piece: Piece) -> Iterator[Event]:
         match piece:

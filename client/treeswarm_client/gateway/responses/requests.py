@@ -18,12 +18,13 @@ def parse_responses_request(body: Mapping[str, Any], limits: GatewayLimits) -> G
     """Translate a request.  Raises InvalidParameter and Unsupported."""
     values = read_request(body, Api.RESPONSES)
     instructions = [{"role": "system", "content": values["instructions"]}] if values.get("instructions") else []
+    wants_top = bool(values.get("top_logprobs"))
     request = make_request(
         values,
         limits,
         chat=ChatPrompt((*instructions, *values["input"]), values.get("chat_template_kwargs", {})),
         max_tokens=values.get("max_output_tokens"),
         default_max_tokens=limits.max_tokens,
-        logprobs=LOGPROBS in values.get("include", ()) or bool(values.get("top_logprobs")),
+        logprobs=values.get("top_logprobs", 0) if LOGPROBS in values.get("include", ()) or wants_top else None,
     )
     return replace(request, answer=replace(request.answer, include_usage=True))

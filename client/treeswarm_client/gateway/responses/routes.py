@@ -26,7 +26,7 @@ def responses_routes(backend: Backend, caller_of: CallerOf) -> APIRouter:
         parsed = parse_responses_request(body, backend.config.limits)
         metadata = make_metadata("resp_", backend)
         prepared = await backend.prepare(parsed, caller)
-        token_bytes = backend.token_bytes if parsed.answer.logprobs else None
+        token_bytes = backend.token_bytes if parsed.answer.logprobs is not None else None
         return await answer(backend, prepared, ResponseWriter(metadata, body, token_bytes), request)
 
     return router

@@ -160,7 +160,7 @@ def test_thoughts_text_and_calls_are_blocks_of_their_own() -> None:
         answer.add(piece)
     writer = MessageWriter(AnswerMetadata("msg_1", 0, "demo", ""), 100)
     sent = [
-        *writer.begin(1, Usage(3, 0, 0)),
+        *writer.begin([answer], Usage(3, 0, 0)),
         *writer.end_choice(0, answer, pieces),
         *writer.end([answer], Usage(3, 9, 1)),
     ]

@@ -2,12 +2,15 @@
 
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from openai import AsyncOpenAI, BadRequestError
+from tests.support.scripted_client import ScriptedClient, scripted_http
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from treeswarm_client.gateway.answers.token_text import TokenBytes
-from treeswarm_client.gateway.openai.logprobs import CompletionLogprobs, ShownTokens
+from treeswarm_client.gateway.openai.logprobs import CompletionLogprobs, ShownTokens, joined
 from treeswarm_client.generation.run import Token
 from treeswarm_client.generation.text_stream import StopText, TextStream
 
@@ -80,9 +83,9 @@ def test_bytes_of_tokens_are_those_of_the_text(kind: str, text: str, stop: str |
 def test_offsets_are_places_in_the_text(kind: str, text: str) -> None:
     tokenizer = TOKENIZERS[kind]
     token_bytes, tokens = TokenBytes(tokenizer), stream(TOKENIZERS[kind], text)
-    whole = CompletionLogprobs(token_bytes).of(tokens)
+    whole = joined(CompletionLogprobs(token_bytes).of(tokens))
     writer = CompletionLogprobs(token_bytes)
-    chunks = [writer.of([token]) for token in tokens]
+    chunks = [joined(writer.of([token])) for token in tokens]
     assert [chunk["text_offset"][0] for chunk in chunks] == whole["text_offset"]
     assert [chunk["tokens"][0] for chunk in chunks] == whole["tokens"]
     for token, offset, name in zip(tokens, whole["text_offset"], whole["tokens"], strict=True):
@@ -98,3 +101,70 @@ def test_special_tokens_add_no_bytes() -> None:
     shown = ShownTokens(TokenBytes(tokenizer))
     assert shown.add(Token(end, "", -1.0, 0)) == []
     assert shown.end() == []
+
+
+PROMPT, ANSWER = "def read(self):", "\n    return self"
+
+
+def api_of(client: ScriptedClient) -> AsyncOpenAI:
+    return AsyncOpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none", http_client=scripted_http(client))
+
+
+async def test_likeliest_tokens_come_with_their_bytes() -> None:
+    client = ScriptedClient(ANSWER)
+    chat: Any = {"model": "demo", "messages": [{"role": "user", "content": "x"}], "logprobs": True, "top_logprobs": 2}
+    answer = await api_of(client).chat.completions.create(**chat)
+    content = (answer.choices[0].logprobs and answer.choices[0].logprobs.content) or []
+    assert len(content) == len(client.answer)
+    for entry, token in zip(content, client.answer, strict=True):
+        others = [bytes(one.bytes or []) for one in entry.top_logprobs]
+        assert others == [TokenBytes(client.tokenizer).of(one) for one in (token, token - 1)]
+        assert [one.logprob for one in entry.top_logprobs] == [-0.25, -1.25]
+    chunks = [chunk async for chunk in await api_of(client).chat.completions.create(**chat, stream=True)]
+    streamed = [
+        one for chunk in chunks for one in (chunk.choices[0].logprobs and chunk.choices[0].logprobs.content) or ()
+    ]
+    assert [one.model_dump() for one in streamed] == [one.model_dump() for one in content]
+
+
+@pytest.mark.parametrize("length", [0, 3])
+@pytest.mark.parametrize("as_ids", [False, True])
+async def test_echo_scores_the_prompt_as_lm_eval_reads_it(length: int, as_ids: bool) -> None:
+    client = ScriptedClient(ANSWER)
+    ids = client.encode(PROMPT)
+    request: Any = {
+        "model": "demo", "prompt": ids if as_ids else PROMPT, "max_tokens": length, "echo": True, "logprobs": 1,
+    }  # fmt: skip
+    (choice,) = (await api_of(client).completions.create(**request)).choices
+    assert choice.text == PROMPT + client.decode(client.answer[:length])
+    logprobs = choice.logprobs
+    assert logprobs is not None
+    assert logprobs.token_logprobs == [None, *[-0.5] * (len(ids) - 1), *[-0.25] * length]
+    assert logprobs.tokens is not None
+    assert "".join(logprobs.tokens) == choice.text
+    assert [
+        choice.text[at:][: len(token)] for at, token in zip(logprobs.text_offset or [], logprobs.tokens, strict=True)
+    ] == logprobs.tokens
+    tops: Any = logprobs.top_logprobs
+    assert tops[0] is None
+    assert [max(top.values()) for top in tops[1:]] == logprobs.token_logprobs[1:]
+    chunks = [chunk.choices[0] async for chunk in await api_of(client).completions.create(**request, stream=True)]
+    assert "".join(chunk.text for chunk in chunks) == choice.text
+    assert [one for chunk in chunks for one in (chunk.logprobs and chunk.logprobs.token_logprobs) or ()] == (
+        logprobs.token_logprobs
+    )
+
+
+async def test_prompt_logprobs_have_vllm_s_form() -> None:
+    client = ScriptedClient(ANSWER)
+    ids = client.encode(PROMPT)
+    answer: Any = await api_of(client).completions.create(
+        model="demo", prompt=PROMPT, max_tokens=1, extra_body={"prompt_logprobs": 1}
+    )
+    first, *others = answer.choices[0].prompt_logprobs
+    assert (first, len(others)) == (None, len(ids) - 1)
+    assert others[0] == {str(ids[1]): {"logprob": -0.5, "rank": 1, "decoded_token": client.decode([ids[1]])}}
+    assert answer.choices[0].text == client.decode(client.answer[:1])
+    for wrong in ({"stream": True, "extra_body": {"prompt_logprobs": 1}}, {"max_tokens": 0}, {"logprobs": 21}):
+        with pytest.raises(BadRequestError):
+            await api_of(client).completions.create(**{"model": "demo", "prompt": PROMPT, **wrong})

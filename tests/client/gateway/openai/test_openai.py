@@ -167,6 +167,16 @@ async def test_logprobs_are_those_of_the_library(api: AsyncOpenAI, library: Swar
     )  # forward passes of other shapes round differently
     assert "".join(entry.token for entry in content) == chat.choices[0].message.content
     assert bytes(byte for entry in content for byte in entry.bytes or []).decode() == chat.choices[0].message.content
+    scored = await library.generate(PROMPT, max_new_tokens=8, prompt_logprobs=3, top_logprobs=3)
+    echoed = await api.completions.create(
+        model="demo", prompt=PROMPT, max_tokens=8, temperature=0, logprobs=3, echo=True
+    )
+    values = echoed.choices[0].logprobs
+    assert values is not None
+    expected_values = [score.logprob for score in (scored.prompt_logprobs or [])[1:] if score] + scored.logprobs
+    assert (values.token_logprobs or [])[1:] == pytest.approx(expected_values, abs=1e-4)
+    assert echoed.choices[0].text == PROMPT + scored.text
+    assert all(top is None or len(top) in (3, 4) for top in values.top_logprobs or [])
     text = await api.completions.create(model="demo", prompt=PROMPT, max_tokens=8, temperature=0, logprobs=0)
     logprobs = text.choices[0].logprobs
     assert logprobs is not None
@@ -180,7 +190,7 @@ async def test_logprobs_are_those_of_the_library(api: AsyncOpenAI, library: Swar
         ({"frequency_penalty": 3}, "frequency_penalty", "from -2 to 2"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "shows no format of tool calls"),
         ({"response_format": {"type": "json_object"}}, "response_format", "leave it out"),
-        ({"logprobs": True, "top_logprobs": 3}, "top_logprobs", "chosen token only"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "from 0 to 20"),
         ({"n": 99}, "n", "at most 16"),
         ({"extra_body": {"beam_width": 4}}, "beam_width", "not known"),
         ({"temperature": 3}, "temperature", "from 0 to 2"),

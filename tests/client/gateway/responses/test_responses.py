@@ -152,7 +152,7 @@ def test_thoughts_text_and_calls_are_items_of_their_own() -> None:
     for piece in pieces:
         answer.add(piece)
     sent = [
-        *writer.begin(1, Usage(3, 0, 0)),
+        *writer.begin([answer], Usage(3, 0, 0)),
         *writer.end_choice(0, answer, pieces),
         *writer.end([answer], Usage(3, 9, 0)),
     ]
