@@ -40,6 +40,7 @@ from treeswarm_client.drafters.seam import (
     never_stop,
 )
 from treeswarm_client.generation.append_builder import AppendBuilder
+from treeswarm_client.generation.draft_rules import DraftRules
 from treeswarm_client.generation.loop import Generation, GenerationLimits
 from treeswarm_client.generation.stats import StatsRecorder
 from treeswarm_client.planner.policy import TreePolicy
@@ -471,7 +472,10 @@ class ToySwarm:
             builder = AppendBuilder(settings, segment_rows, chain.epoch.number, chain.epoch.prefix_rows)
             limits = GenerationLimits(count, frozenset(stop_ids))
             policy = policy or (HastyPolicy(tree_size) if tree_size else FixedSizePolicy(0))
-            generation = Generation(chain=chain, drafter=drafter, builder=builder, limits=limits, policy=policy)
+            asked = None if rules is None else DraftRules(RulesRequest(rules, len(prompt)), list(prompt))
+            generation = Generation(
+                chain=chain, drafter=drafter, builder=builder, limits=limits, policy=policy, rules=asked
+            )
             self.recorder = generation.recorder
             async for news in generation.rounds(prompt, settings):
                 kept += news.tokens

@@ -70,6 +70,12 @@ class ExpandedTree:
         """Return the number of crown rows."""
         return len(self._row)
 
+    @property
+    def nodes(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Parent's row and token of each crown row, int64 [rows] each."""
+        pairs = np.array(list(self._row), np.int64).reshape(-1, 2)
+        return pairs[:, 0], pairs[:, 1]
+
     def rows(self, parents: NDArray[np.int64], tokens: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the row of each node, given its parent's row and its token; NO_ROW where it has none."""
         nodes = zip(parents.tolist(), tokens.tolist(), strict=True)

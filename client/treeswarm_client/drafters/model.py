@@ -15,12 +15,15 @@ from numpy.typing import NDArray
 from treeswarm.model_files import read_config
 from treeswarm.programs.devices import AUTO, checkpoint_dtype, choose_device, choose_dtype, describe_machine
 from treeswarm.protocol.sampling import SamplingSettings
+from treeswarm.session.grammars import unpack_bits
+from treeswarm.session.logit_edits import LogitEdits
 from treeswarm.session.noise import NoiseRows
 from treeswarm_client.drafters.draft_model import LARGEST_CONTEXT, DraftMemory, DraftModel, load_weights
 from treeswarm_client.drafters.expanded_tree import NO_ROW, CandidateNodes, ExpandedTree
 from treeswarm_client.drafters.model_tree import BEAM, ModelTree, ModelTreeOptions
 from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, DraftTree, ShouldStop, Verification, never_stop
 from treeswarm_client.drafters.tau import TauEstimate
+from treeswarm_client.generation.draft_rules import DraftRules
 from treeswarm_client.recent_samples import RecentSamples
 
 log = logging.getLogger(__name__)
@@ -38,6 +41,7 @@ COLDEST = 1e-4
 # A tree is ranked by one τ.  Once the logarithm of the fitted τ has moved this far, nodes drafted ahead are drafted
 # again.
 TAU_DRIFT = 0.1
+NO_ROWS, ROOT_ROW = np.empty(0, np.int64), np.array([NO_ROW])
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,7 @@ class ModelDrafter:
     name: str = "model"
     alternatives: int = 0
     _settings: SamplingSettings = field(default_factory=SamplingSettings)
+    _rules: DraftRules | None = None
     _text: list[int] = field(default_factory=list)
     _memory: DraftMemory = field(init=False)
     """Which of its tokens the model remembers."""
@@ -138,7 +143,11 @@ class ModelDrafter:
 
     def copy_for_new_generation(self) -> Self:
         """See `CopyableDrafter`; the copy has the same weights and the same τ."""
-        return replace(self, _text=[], _expanded=None, _tree=None)
+        return replace(self, _text=[], _expanded=None, _tree=None, _rules=None)
+
+    def obey(self, rules: DraftRules | None) -> None:
+        """See `ObeysRules`."""
+        self._rules = rules
 
     def begin(self, prompt: Sequence[int], settings: SamplingSettings) -> None:
         """See `Drafter`."""
@@ -224,7 +233,7 @@ class ModelDrafter:
             logits = self._draft.feed(unread)
             if len(unread) <= BEAM:
                 self._record_forward(self.clock() - start)
-            self._expanded = ExpandedTree(self.children(logits, np.array([len(self._text)])))
+            self._expanded = ExpandedTree(self.children(logits, np.array([len(self._text)]), self._edits()))
         return self._expanded
 
     def expand(
@@ -238,9 +247,10 @@ class ModelDrafter:
 
         The nodes are below the rows `parents` and on the levels `depth` below the root, [n] each.
         """
-        start = self.clock()
+        start, before = self.clock(), len(expanded)
         logits = self._draft.add_nodes(expanded.add(parents, tokens), tokens, self._remembered - 1 + depth)
-        expanded.add_candidates(self.children(logits, len(self._text) + depth))
+        edits = self._edits(expanded, np.arange(before, len(expanded)))
+        expanded.add_candidates(self.children(logits, len(self._text) + depth, edits))
         self._record_forward(self.clock() - start)
 
     def _record_forward(self, seconds: float) -> None:
@@ -267,10 +277,22 @@ class ModelDrafter:
         self._expanded = self._tree = None
         self._draft.cut(length)
 
-    def children(self, logits: torch.Tensor, positions: NDArray[np.int64]) -> CandidateNodes:
-        """Return the best tokens for each of the `positions` in the text, [n], given `logits`, [n, vocab]."""
+    def _edits(self, expanded: ExpandedTree | None = None, rows: NDArray[np.int64] = ROOT_ROW) -> LogitEdits | None:
+        """Return what the text's rules change after crown rows, by default after the text's last token."""
+        if self._rules is None:
+            return None
+        parents, tokens = (NO_ROWS, NO_ROWS) if expanded is None else expanded.nodes
+        return self._rules.edits(parents, tokens, rows)
+
+    def children(
+        self, logits: torch.Tensor, positions: NDArray[np.int64], edits: LogitEdits | None = None
+    ) -> CandidateNodes:
+        """Return the best tokens for each of the `positions` in the text, [n], given `logits`, [n, vocab].
+
+        `edits` are what the rules of the text change there.
+        """
         with self._draft.fitting_threads():
-            return self._children(logits, positions)
+            return self._children(logits if edits is None else _edited(logits, edits), positions)
 
     @torch.inference_mode()
     def _children(self, logits: torch.Tensor, positions: NDArray[np.int64]) -> CandidateNodes:
@@ -286,6 +308,17 @@ class ModelDrafter:
         if options.ranking == "raw":
             scores += RAW_DECAY
         return CandidateNodes(top.indices.cpu().numpy(), top.values.cpu().numpy(), scores.cpu().numpy())
+
+
+def _edited(logits: torch.Tensor, edits: LogitEdits) -> torch.Tensor:
+    """Return logits [n, vocab] as rules change them."""
+    edits, changed = edits.within(logits.shape[1]), logits.clone()
+    columns = torch.from_numpy(edits.tokens).to(logits.device)
+    after = torch.from_numpy(edits.edited(logits.index_select(1, columns).cpu().numpy())).to(logits.device)
+    changed.index_copy_(1, columns, after)
+    if edits.masks is not None:
+        changed.masked_fill_(~torch.from_numpy(unpack_bits(edits.masks, logits.shape[1])).to(logits.device), -torch.inf)
+    return changed
 
 
 class _LevelExpander:

@@ -8,13 +8,16 @@ the event loop.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.session.walk import child_index
+
+if TYPE_CHECKING:
+    from treeswarm_client.generation.draft_rules import DraftRules
 
 NO_NODE = -2
 """Stands for the place of a node that the other tree lacks; -1 is the root."""
@@ -180,6 +183,15 @@ class ProposalReceiver(Protocol):
 
     def receive(self, tree: DraftTree) -> None:
         """Take the tree that the tail proposed below the context's last token."""
+        ...
+
+
+@runtime_checkable
+class ObeysRules(Protocol):
+    """A drafter whose guesses obey the rules of a text."""
+
+    def obey(self, rules: "DraftRules | None") -> None:
+        """Draft under these rules from the next `begin` on, or under none."""
         ...
 
 

@@ -19,6 +19,7 @@ from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm_client.drafters.ngram_index import SEPARATOR, IndexedText
 from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, DraftTree, ShouldStop, Verification, never_stop
 from treeswarm_client.drafters.table_tree import HitRates, TableTree
+from treeswarm_client.generation.draft_rules import DraftRules
 
 # Number of the latest occurrences of two tokens that are looked at in each source.
 LOOKED_AT = 16
@@ -68,6 +69,7 @@ class SuffixDrafter:
     _end: Matches | None = None
     """Occurrences of the end of the text, or None if they have to be found anew."""
     _tree: TableTree[Matches] | None = None
+    _rules: DraftRules | None = None
 
     @property
     def _sources(self) -> tuple[IndexedText, IndexedText, IndexedText]:
@@ -76,6 +78,10 @@ class SuffixDrafter:
     def copy_for_new_generation(self) -> Self:
         """See `CopyableDrafter`."""
         return type(self)(_past=self._past.copy(), _pool=self._pool.copy(), _rates=self._rates.copy())
+
+    def obey(self, rules: DraftRules | None) -> None:
+        """See `ObeysRules`."""
+        self._rules = rules
 
     def begin(self, prompt: Sequence[int], settings: SamplingSettings) -> None:
         """See `Drafter`."""
@@ -90,7 +96,7 @@ class SuffixDrafter:
             return NO_TREE
         if self._tree is None or self._tree.depth != depth:
             self._end = self._end or self._matches_of_end()
-            self._tree = TableTree(self, self._end, depth)
+            self._tree = TableTree(self, self._end, depth, self._rules)
         return self._tree.grow(size, should_stop)
 
     def observe(self, verification: Verification) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from treeswarm_client.drafters.seam import NO_NODE, UNANSWERED, DraftTree, ShouldStop, Verification, never_stop
+from treeswarm_client.generation.draft_rules import DraftRules
 
 ContextT = TypeVar("ContextT")
 # Log of one in 3,000: no node with such a chance is worth its bytes, and no calibration tells two of them apart.
@@ -44,9 +45,15 @@ class GuessSource(Protocol[ContextT]):
 class TableTree(Generic[ContextT]):
     """The tree below one root, as far as it has been asked for.  Nodes are numbered from 0, the root is -1."""
 
-    def __init__(self, source: GuessSource[ContextT], root: ContextT, depth: int) -> None:
-        """Start with the root alone; `depth` is the largest number of levels below it."""
+    def __init__(
+        self, source: GuessSource[ContextT], root: ContextT, depth: int, rules: DraftRules | None = None
+    ) -> None:
+        """Start with the root alone; `depth` is the largest number of levels below it.
+
+        Guesses that `rules` exclude are left out.
+        """
         self.depth = depth
+        self._rules = rules
         self._source = source
         self._parents: list[int] = []
         self._tokens: list[int] = []
@@ -100,11 +107,22 @@ class TableTree(Generic[ContextT]):
                 self._offer_children(node, self._scores[node])
 
     def _offer_children(self, node: int, score: float) -> None:
-        for token, chance in self._source.guesses(self._context(node)):
+        for token, chance in self._allowed(node, self._source.guesses(self._context(node))):
             total = score + min(chance, 0.0)
             if total >= WORTHLESS:
                 self._count += 1
                 heapq.heappush(self._open, (-total, self._count, node, token))
+
+    def _allowed(self, node: int, guesses: Sequence[tuple[int, float]]) -> Sequence[tuple[int, float]]:
+        """Return the guesses for the children of a node that the rules of the text allow."""
+        if self._rules is None:
+            return guesses
+        path: list[int] = []
+        while node >= 0:
+            path.append(self._tokens[node])
+            node = self._parents[node]
+        allowed = self._rules.allowed(path[::-1], [token for token, _ in guesses])
+        return [guess for guess, is_allowed in zip(guesses, allowed, strict=True) if is_allowed]
 
     def _context(self, node: int) -> ContextT:
         if node not in self._contexts:

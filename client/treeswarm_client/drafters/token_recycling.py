@@ -14,6 +14,7 @@ import numpy as np
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, DraftTree, ShouldStop, Verification, never_stop
 from treeswarm_client.drafters.table_tree import HitRates, TableTree
+from treeswarm_client.generation.draft_rules import DraftRules
 
 SUCCESSORS = 8
 # How often the token of each rank was the target's next, in the demo pair's code.  Guesses seen soon outweigh it.
@@ -38,10 +39,15 @@ class TokenRecyclingDrafter:
     _rates: HitRates = field(default_factory=lambda: HitRates(np.array(PRIOR)))
     """Hit rate by rank."""
     _tree: TableTree[int] | None = None
+    _rules: DraftRules | None = None
 
     def copy_for_new_generation(self) -> Self:
         """See `CopyableDrafter`."""
         return type(self)(_from_target=dict(self._from_target), _rates=self._rates.copy())
+
+    def obey(self, rules: DraftRules | None) -> None:
+        """See `ObeysRules`."""
+        self._rules = rules
 
     def begin(self, prompt: Sequence[int], settings: SamplingSettings) -> None:
         """See `Drafter`."""
@@ -55,7 +61,7 @@ class TokenRecyclingDrafter:
         if self._last is None:
             return NO_TREE
         if self._tree is None or self._tree.depth != depth:
-            self._tree = TableTree(self, self._last, depth)
+            self._tree = TableTree(self, self._last, depth, self._rules)
         return self._tree.grow(size, should_stop)
 
     def observe(self, verification: Verification) -> None:

@@ -21,11 +21,13 @@ from treeswarm_client.drafters.seam import (
     UNANSWERED,
     Drafter,
     DraftTree,
+    ObeysRules,
     ProposalReceiver,
     ShouldStop,
     Verification,
     never_stop,
 )
+from treeswarm_client.generation.draft_rules import DraftRules
 
 LEAST_CHANCE = 1e-9
 
@@ -105,6 +107,12 @@ class UnionDrafter:
         copied = UnionDrafter([member.copy_for_new_generation() for member in self.members], self.name)
         copied._records = list(self._records)
         return copied
+
+    def obey(self, rules: DraftRules | None) -> None:
+        """See `ObeysRules`."""
+        for member in self.members:
+            if isinstance(member, ObeysRules):
+                member.obey(rules)
 
     def begin(self, prompt: Sequence[int], settings: SamplingSettings) -> None:
         """See `Drafter`."""

@@ -24,8 +24,17 @@ from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.session.walk import Walk
 from treeswarm_client.chain.chain import Chain
 from treeswarm_client.chain.in_flight import Interrupted
-from treeswarm_client.drafters.seam import NO_TREE, Drafter, DraftTree, ProposalReceiver, ShouldStop
+from treeswarm_client.drafters.seam import (
+    NO_TREE,
+    Drafter,
+    DraftTree,
+    ObeysRules,
+    ProposalReceiver,
+    ShouldStop,
+    Verification,
+)
 from treeswarm_client.generation.append_builder import AppendBuilder, Shipment
+from treeswarm_client.generation.draft_rules import DraftRules
 from treeswarm_client.generation.round_in_flight import RoundInFlight
 from treeswarm_client.generation.stats import StatsRecorder
 from treeswarm_client.generation.token_logprobs import LogprobWishes, TokenLogprobs, TopLogprobs
@@ -105,6 +114,8 @@ class Generation:
     recorder: StatsRecorder = field(default_factory=StatsRecorder)
     on_round: Callable[[Round], None] | None = None
     """Called with every round that came back."""
+    rules: DraftRules | None = None
+    """Rules that the drafts obey, with the prompt as their text, or None for none."""
     wishes: LogprobWishes = LogprobWishes()
     prompt_scores: dict[int, TokenLogprobs] = field(default_factory=dict)
     """What the model thought of the prompt's tokens, by position, if that is asked for."""
@@ -130,7 +141,7 @@ class Generation:
         """Yield what each traversal commits, until a stop token or the limit.  Raises SwarmErrors."""
         self.policy.begin(self.chain.epoch.profiled_hops)
         before = len(prompt) - self.recorder.committed  # a driver may have committed a part of the prompt
-        self._drafter_work = asyncio.create_task(self._in_thread(self.drafter.begin, prompt, settings))
+        self._drafter_work = asyncio.create_task(self._in_thread(self._begin_drafter, prompt, settings))
         try:
             flight, walk = await self._traverse(self.builder.prefill(prompt))
             committed = await self._commit(flight, walk)
@@ -176,6 +187,18 @@ class Generation:
             return self.policy.choose(drafting.result().tree)
         self._late_draft = self._overdue = drafting
         return self.policy.choose(NO_TREE, is_late=True)
+
+    def _begin_drafter(self, prompt: Sequence[int], settings: SamplingSettings) -> None:
+        if isinstance(self.drafter, ObeysRules):
+            self.drafter.obey(self.rules)
+        self.drafter.begin(prompt, settings)
+
+    def _observe(self, verification: Verification) -> None:
+        """Let the drafter and its rules learn what came back, in the drafter's thread."""
+        if self.rules is not None:
+            accepted = verification.tree.tokens[list(verification.accepted)].tolist()
+            self.rules.text += [*accepted, verification.bonus]
+        self.drafter.observe(verification)
 
     def _propose(self, size: int, depth: int, should_stop: ShouldStop) -> TimedTree:
         """Draft in the drafter's thread."""
@@ -411,7 +434,7 @@ class Generation:
         if kept and tokens[kept - 1] in self.limits.stop_ids:
             finish = "stop"
         if walk.bonus != NO_TOKEN:  # The generation goes on meanwhile.
-            self._queue(self.drafter.observe, flight.verification(walk))
+            self._queue(self._observe, flight.verification(walk))
         top = tuple(flight.top_along(walk, self.wishes.top)[:kept]) if self.wishes.top else ()
         return Committed(tuple(tokens[:kept]), tuple(logprobs[:kept]), self.recorder.traversals, finish, top)
 

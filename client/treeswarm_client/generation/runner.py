@@ -16,6 +16,7 @@ from treeswarm_client.client_settings import SessionSettings, largest_tree
 from treeswarm_client.discovery.route import Router, Target
 from treeswarm_client.drafters.seam import Drafter, ProposalReceiver
 from treeswarm_client.generation.append_builder import AppendBuilder
+from treeswarm_client.generation.draft_rules import DraftRules
 from treeswarm_client.generation.drafter_pool import DrafterPool, PooledDrafter
 from treeswarm_client.generation.loop import Committed, Generation
 from treeswarm_client.generation.run import Request, Run, Token
@@ -132,6 +133,7 @@ class GenerationRunner:
             policy=policy,
             recorder=run.recorder,
             on_round=request.on_round,
+            rules=None if request.rules is None else DraftRules(request.rules, [*run.prompt_ids, *run.token_ids]),
             wishes=request.wishes,
             clock=session.clock,
         )

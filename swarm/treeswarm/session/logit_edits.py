@@ -36,6 +36,14 @@ class LogitEdits:
     masks: NDArray[np.uint32] | None = None
     """Which tokens a grammar allows after each row, as packed bits (`grammars.py`), or None without a grammar."""
 
+    def within(self, vocab_size: int) -> "LogitEdits":
+        """Return the edits of a model that has fewer tokens."""
+        kept = self.tokens < vocab_size
+        if kept.all():
+            return self
+        columns = (self.tokens[kept], self.bias[kept], self.seen[:, kept], self.counts[:, kept], self.banned[:, kept])
+        return LogitEdits(self.rules, *columns, self.masks)
+
     def edited(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return what the columns' logits become, float32 [n, m]; masks are for the caller to apply."""
         rules, edited = self.rules, logits
@@ -117,6 +125,18 @@ class RuledText:
         for token, added in self.rules.logit_bias:
             bias[column[token]] = added
         return LogitEdits(self.rules, np.array([*column, *extra], np.int64), bias, seen, counts, banned, masks)
+
+    def allowed(self, paths: RowPaths, tokens: Sequence[int], masks: NDArray[np.uint32] | None = None) -> list[bool]:
+        """Return which tokens may follow the path of a single row."""
+        self._count(paths)
+        banned = {*self._never, *(token for _, token in self._bans(paths, paths.below(), masks))}
+        if masks is None:
+            return [token not in banned for token in tokens]
+        words = masks[0].tolist()
+        return [
+            token not in banned and token // 32 < len(words) and bool(words[token // 32] >> token % 32 & 1)
+            for token in tokens
+        ]
 
     def _count(self, paths: RowPaths) -> None:
         """Count the tokens by which the common text has grown; count anew after a repair."""

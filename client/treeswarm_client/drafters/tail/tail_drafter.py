@@ -6,6 +6,7 @@ import numpy as np
 
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm_client.drafters.seam import NO_TREE, DraftTree, ShouldStop, Verification, never_stop
+from treeswarm_client.generation.draft_rules import DraftRules
 
 # Number of nodes to ask the tail for, 12 bytes each.  A proposal's best nodes are the children of at most 64 expanded
 # ones, so more would be worth little.
@@ -21,10 +22,15 @@ class TailDrafter:
 
     def __init__(self) -> None:
         self._tree = NO_TREE
+        self._rules: DraftRules | None = None
 
     def copy_for_new_generation(self) -> "TailDrafter":
         """See `CopyableDrafter`: a drafter without a tree."""
         return TailDrafter()
+
+    def obey(self, rules: DraftRules | None) -> None:
+        """See `ObeysRules`."""
+        self._rules = rules
 
     def begin(self, prompt: Sequence[int], settings: SamplingSettings) -> None:
         """See `Drafter`."""
@@ -32,7 +38,7 @@ class TailDrafter:
 
     def receive(self, tree: DraftTree) -> None:
         """See `ProposalReceiver`."""
-        self._tree = tree
+        self._tree = tree if self._rules is None else without_excluded(tree, self._rules)
 
     def propose(self, size: int, depth: int, should_stop: ShouldStop = never_stop) -> DraftTree:
         """See `Drafter`."""
@@ -48,5 +54,18 @@ def up_to_depth(tree: DraftTree, depth: int) -> DraftTree:
     kept = tree.depths() < depth
     if kept.all():
         return tree
+    places = np.append(np.cumsum(kept) - 1, -1)  # The last one is the root's, where index -1 points.
+    return DraftTree(places[tree.parents[kept]], tree.tokens[kept], tree.scores[kept])
+
+
+def without_excluded(tree: DraftTree, rules: DraftRules) -> DraftTree:
+    """Return a tree without the nodes that the rules of the text exclude, and without those below them."""
+    if not rules.request.rules.banning:
+        return tree
+    paths: list[list[int] | None] = []
+    for parent, token in zip(tree.parents.tolist(), tree.tokens.tolist(), strict=True):
+        above = paths[parent] if parent >= 0 else []
+        paths.append(None if above is None or not rules.allowed(above, [token])[0] else [*above, token])
+    kept = np.array([path is not None for path in paths], np.bool_)
     places = np.append(np.cumsum(kept) - 1, -1)  # The last one is the root's, where index -1 points.
     return DraftTree(places[tree.parents[kept]], tree.tokens[kept], tree.scores[kept])
