@@ -139,6 +139,13 @@ def chat_of(values: Mapping[str, Any]) -> ChatPrompt:
             "add_generation_prompt and continue_final_message are the same: an answer is a new message or goes on with "
             "the last one",
         )
+    return make_chat(messages, values, continues=continues)
+
+
+def make_chat(
+    messages: tuple[Mapping[str, Any], ...], values: Mapping[str, Any], *, continues: bool = False
+) -> ChatPrompt:
+    """Return the conversation of these messages, with the tools of checked parameters.  Raises InvalidParameter."""
     choice, name = values.get("tool_choice", ("auto", None))
     tools = tuple(values.get("tools", ()))
     if choice == "required" and not tools:

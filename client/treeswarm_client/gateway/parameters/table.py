@@ -19,7 +19,15 @@ from treeswarm_client.gateway.parameters.checks import (
 from treeswarm_client.gateway.parameters.conversations import ANTHROPIC_MESSAGES, INPUT
 from treeswarm_client.gateway.parameters.nested import CONTENT, LOGIT_BIAS, MESSAGES, STOPS, STREAM_OPTIONS
 from treeswarm_client.gateway.parameters.parameter import EVERY_API, Api, Fields, Parameter, read_parameters
-from treeswarm_client.gateway.parameters.tools import TOOL_CHOICE, TOOLS
+from treeswarm_client.gateway.parameters.tools import (
+    ANTHROPIC_CHOICES,
+    ANTHROPIC_THINKING,
+    ANTHROPIC_TOOLS,
+    FLAT_CHOICE,
+    FLAT_TOOLS,
+    TOOL_CHOICE,
+    TOOLS,
+)
 
 CHAT, COMPLETIONS, RESPONSES, ANTHROPIC = ((api,) for api in Api)
 OPENAI = CHAT + COMPLETIONS
@@ -34,10 +42,14 @@ PLAIN_TEXT: tuple[dict[str, Any], ...] = tuple(
 )
 INCLUDE = ListOf(Text(("message.output_text.logprobs", "reasoning.encrypted_content")), "things", 8)
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
+REASONING = (
+    Parameter("effort", RESPONSES, "how much the model thinks", Text(EFFORTS)),
+    Parameter("summary", RESPONSES, "thoughts are sent as they are"),
+    Parameter("generate_summary", RESPONSES, "thoughts are sent as they are"),
+)
 PENALTY = Number(-MAX_PENALTY, MAX_PENALTY)
 
 _SAMPLER = "nodes do not sample in this way"
-_TOOLS = "ask /v1/chat/completions for calls of tools"
 _GRAMMAR = "no structured output yet"
 _TEMPLATE = "the model's own template writes the conversation"
 _REASONING = "give chat_template_kwargs as the model's template reads them"
@@ -109,6 +121,12 @@ HONOURED = (
         TrueOrFalse(),
     ),
     Parameter("tools", CHAT, "[functions](#tools) that the model may call", TOOLS),
+    Parameter("tools", RESPONSES, "the same; tools that OpenAI runs are refused", FLAT_TOOLS),
+    Parameter("tools", ANTHROPIC, "the same; tools that Anthropic runs are refused", ANTHROPIC_TOOLS),
+    Parameter("tool_choice", RESPONSES, "the same as in chats", FLAT_CHOICE),
+    Parameter("tool_choice", ANTHROPIC, "`auto`, `none`, `any` or one tool, one call or several", ANTHROPIC_CHOICES),
+    Parameter("thinking", ANTHROPIC, "`disabled`, if the model has such a setting, or `adaptive`", ANTHROPIC_THINKING),
+    Parameter("reasoning", RESPONSES, "`effort`: the same as `reasoning_effort`", Fields(REASONING)),
     Parameter(
         "tool_choice",
         CHAT,
@@ -116,7 +134,10 @@ HONOURED = (
         TOOL_CHOICE,
     ),
     Parameter(
-        "parallel_tool_calls", CHAT, "whether an answer may call several functions, as by default", TrueOrFalse()
+        "parallel_tool_calls",
+        CHAT + RESPONSES,
+        "whether an answer may call several functions, as by default",
+        TrueOrFalse(),
     ),
     Parameter(
         "reasoning_effort",
@@ -183,9 +204,6 @@ HONOURED = (
 # What would change the text and is not honoured, with the values that change nothing.
 REFUSED = (
     Parameter("suffix", COMPLETIONS, "models continue texts at their end", neutral=("",)),
-    Parameter("tools", RESPONSES + ANTHROPIC, _TOOLS, neutral=([],)),
-    Parameter("tool_choice", RESPONSES, _TOOLS, neutral=("none", "auto")),
-    Parameter("tool_choice", ANTHROPIC, _TOOLS, neutral=({"type": "none"}, {"type": "auto"})),
     Parameter("functions", CHAT, "use tools", neutral=([],)),
     Parameter("function_call", CHAT, "use tool_choice", neutral=("none", "auto")),
     Parameter("response_format", OPENAI, _GRAMMAR, neutral=({"type": "text"},)),
@@ -226,13 +244,10 @@ REFUSED = (
     Parameter("background", RESPONSES, _STATE, neutral=(False,)),
     Parameter("context_management", RESPONSES + ANTHROPIC, _CONVERSATION, neutral=([], {})),
     Parameter("truncation", RESPONSES, "shorten the conversation yourself", neutral=("disabled",)),
-    Parameter("max_tool_calls", RESPONSES, _TOOLS),
     Parameter("text", RESPONSES, _GRAMMAR, neutral=PLAIN_TEXT),
-    Parameter("reasoning", RESPONSES, _REASONING, neutral=({}, {"effort": None}, {"effort": None, "summary": None})),
     Parameter("moderation", RESPONSES, "the gateway moderates nothing"),
     Parameter("output_config", ANTHROPIC, _GRAMMAR, neutral=({},)),
     Parameter("output_format", ANTHROPIC, _GRAMMAR),
-    Parameter("thinking", ANTHROPIC, _REASONING, neutral=({"type": "disabled"},)),
     Parameter("container", ANTHROPIC, "the gateway runs no code"),
     Parameter("mcp_servers", ANTHROPIC, "the gateway calls no servers", neutral=([],)),
     Parameter("speed", ANTHROPIC, _SERVICE, neutral=("standard",)),
@@ -271,7 +286,7 @@ NEUTRAL = (
     Parameter("stream_options", RESPONSES, "the padding changes no text", neutral=None),
     Parameter("cache_control", ANTHROPIC, _CACHE, neutral=None),
     Parameter("inference_geo", ANTHROPIC, "nodes are where they are", neutral=None),
-    Parameter("parallel_tool_calls", RESPONSES, "has no effect without tools", neutral=None),
+    Parameter("max_tool_calls", RESPONSES, "limits tools that OpenAI runs", neutral=None),
 )
 
 TABLE = (*HONOURED, *REFUSED, *FORM, *NEUTRAL)

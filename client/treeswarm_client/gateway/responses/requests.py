@@ -5,8 +5,8 @@ from dataclasses import replace
 from typing import Any
 
 from treeswarm_client.gateway.config import GatewayLimits
-from treeswarm_client.gateway.generation_request import ChatPrompt, GenerationRequest
-from treeswarm_client.gateway.openai.requests import make_request
+from treeswarm_client.gateway.generation_request import GenerationRequest
+from treeswarm_client.gateway.openai.requests import make_chat, make_request
 from treeswarm_client.gateway.parameters.parameter import Api
 from treeswarm_client.gateway.parameters.table import read_request
 
@@ -22,9 +22,14 @@ def parse_responses_request(body: Mapping[str, Any], limits: GatewayLimits) -> G
     request = make_request(
         values,
         limits,
-        chat=ChatPrompt((*instructions, *values["input"]), values.get("chat_template_kwargs", {})),
+        chat=make_chat((*instructions, *values["input"]), {**values, **_effort_of(values)}),
         max_tokens=values.get("max_output_tokens"),
         default_max_tokens=limits.max_tokens,
         logprobs=values.get("top_logprobs", 0) if LOGPROBS in values.get("include", ()) or wants_top else None,
     )
     return replace(request, answer=replace(request.answer, include_usage=True))
+
+
+def _effort_of(values: Mapping[str, Any]) -> dict[str, str]:
+    effort = values.get("reasoning", {}).get("effort")
+    return {} if effort is None else {"reasoning_effort": effort}

@@ -17,6 +17,7 @@ from treeswarm_client.gateway.events import Usage
 from treeswarm_client.gateway.length import LEAST
 
 ANSWER = "    return self.read(size)"
+CALL = 'I look.\n<tool_call>\n{"name": "read", "arguments": {"path": "a"}}\n</tool_call>'
 KEY = "sk-a-key-for-tests"
 TALK: list[Any] = [{"role": "user", "content": "def read("}]
 BODY: dict[str, Any] = {"model": "demo", "messages": TALK, "max_tokens": 100}
@@ -114,18 +115,45 @@ async def test_errors_have_anthropic_s_form() -> None:
         ({"messages": [{"role": "user", "content": []}]}, "messages[0].content is empty"),
         ({"messages": [{"role": "user", "content": [{"type": "tool_use", "id": "1", "name": "f", "input": {}}]}]},
          "a block of type tool_use, which it cannot have"),
-        ({"tools": [{"name": "f", "input_schema": {}}]}, "tools is"),
-        ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking is"),
+        ({"tools": [{"name": "f", "schema": {}}]}, "tools[0].schema is not known here"),
+        ({"tools": [{"name": "f"}]}, "tools[0].input_schema is missing"),
+        ({"tools": [{"type": "web_search_20250305", "name": "f", "input_schema": {}}]}, "tools[0].type is"),
+        ({"tool_choice": {"type": "tool"}}, "tool_choice.name"),
+        ({"tool_choice": {"type": "any"}}, "there are no tools"),
+        ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking is enabled with a budget"),
         ({"temperature": "1"}, 'temperature is "1"'),
         ({"stop": ["x"]}, "the parameter stop is not known here"),
     ],
-    ids=range(9),
+    ids=range(13),
 )  # fmt: skip
 async def test_what_cannot_be_honoured_is_refused_by_name(more: dict[str, Any], words: str) -> None:
     async with scripted_http(ScriptedClient(ANSWER)) as http:
         answer = await http.post("/v1/messages", json=BODY | more)
     assert (answer.status_code, answer.json()["type"]) == (400, "error")
     assert words in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_calls_of_tools_are_blocks(stream: bool) -> None:
+    client = ScriptedClient(CALL)
+    schema = {"type": "object", "properties": {"path": {"type": "string"}}, "required": ["path"]}
+    asked: Any = BODY | {
+        "tools": [{"name": "read", "description": "reads", "input_schema": schema}],
+        "tool_choice": {"type": "auto", "disable_parallel_tool_use": True},
+        "thinking": {"type": "disabled"},
+    }
+    if stream:
+        async with api_of(client).messages.stream(**asked) as events:
+            message = await events.get_final_message()
+    else:
+        message = await api_of(client).messages.create(**asked)
+    text, call = message.content
+    assert (text.type, call.type, message.stop_reason) == ("text", "tool_use", "tool_use")
+    assert text.type == "text"
+    assert text.text == "I look."
+    assert call.type == "tool_use"
+    assert (call.name, call.input) == ("read", {"path": "a"})
+    assert '"parameters": {"type": "object"' in client.decode(client.calls[0]["prompt"])
 
 
 def test_blocks_become_messages_of_a_chat() -> None:

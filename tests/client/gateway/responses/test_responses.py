@@ -1,5 +1,6 @@
 """The real `openai` package reads responses, whole and streamed; what cannot be honoured is refused by name."""
 
+import json
 from typing import Any
 
 import openai
@@ -17,6 +18,7 @@ from treeswarm_client.gateway.responses.answers import ResponseWriter
 from treeswarm_client.gateway.responses.requests import parse_responses_request
 
 ANSWER = "    return self.read(size)"
+CALL = 'I look.\n<tool_call>\n{"name": "read", "arguments": {"path": "a"}}\n</tool_call>'
 BODY: dict[str, Any] = {"model": "demo", "input": "def read("}
 
 
@@ -91,6 +93,10 @@ async def test_failure_of_a_stream_is_an_event() -> None:
         ({"store": True}, "store"),
         ({"background": True}, "background"),
         ({"tools": [{"type": "web_search"}]}, "tools"),
+        ({"tools": [{"type": "function", "name": "f", "schema": {}}]}, "tools"),
+        ({"tools": [{"type": "function", "name": "f g"}]}, "tools"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"reasoning": {"summary": "auto"}}, "reasoning"),
         ({"conversation": "conv_1"}, "conversation"),
         ({"truncation": "auto"}, "truncation"),
         ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input"),
@@ -103,12 +109,33 @@ async def test_failure_of_a_stream_is_an_event() -> None:
         ({"max_output_tokens": True}, "max_output_tokens"),
         ({"temprature": 1}, "temprature"),
     ],
-    ids=range(15),
+    ids=range(19),
 )
 async def test_what_cannot_be_honoured_is_refused_by_name(more: dict[str, Any], param: str) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         await api_of(ScriptedClient(ANSWER)).responses.create(**(BODY | {"extra_body": more}))
     assert refused.value.param == param
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_calls_of_tools_are_items(stream: bool) -> None:
+    client = ScriptedClient(CALL)
+    parameters = {"type": "object", "properties": {"path": {"type": "string"}}, "required": ["path"]}
+    tool = {"type": "function", "name": "read", "description": "reads", "parameters": parameters, "strict": True}
+    answer: Any = await api_of(client).responses.create(
+        **BODY, tools=[tool], tool_choice="auto", stream=stream, reasoning={"effort": "none"}
+    )
+    if stream:
+        events = [event async for event in answer]
+        assert "response.function_call_arguments.delta" in [event.type for event in events]
+        answer = events[-1].response
+    text, call = answer.output
+    assert (text.content[0].text, text.type) == ("I look.", "message")
+    assert (call.type, call.name, json.loads(call.arguments)) == ("function_call", "read", {"path": "a"})
+    assert call.call_id != call.id
+    told = client.decode(client.calls[0]["prompt"])
+    assert '"name": "read"' in told
+    assert '"strict"' not in told
 
 
 def test_items_become_messages_of_a_chat() -> None:
