@@ -18,7 +18,7 @@ from treeswarm.model_files import HubOptions
 from treeswarm.model_sources.generation_config import GenerationDefaults
 from treeswarm.protocol.messages import Description
 from treeswarm.protocol.sampling import SamplingSettings
-from treeswarm.protocol.text_rules import RULES_VERSION, RulesRequest, TextRules
+from treeswarm.protocol.text_rules import RULES_VERSION, Grammar, RulesRequest, TextRules
 from treeswarm.registry import check_swarm_key
 from treeswarm.registry.peers import PeersRegistry
 from treeswarm.tasks import cancelled, keep_running
@@ -46,6 +46,7 @@ from treeswarm_client.drafters.selection.automatic import TAIL, DraftChoice, Tai
 from treeswarm_client.driving.choice import kind_of_draft
 from treeswarm_client.driving.drivers import Drivers
 from treeswarm_client.generation.drafter_pool import MOST_GENERATIONS
+from treeswarm_client.generation.forced_runs import TextGrammar
 from treeswarm_client.generation.loop import Generation, GenerationLimits
 from treeswarm_client.generation.run import Request, Run, Token, TreeSize
 from treeswarm_client.generation.runner import GenerationRunner
@@ -377,11 +378,29 @@ class SwarmClient:
         run = Run(tokens=_no_tokens(), prompt_ids=prompt_ids)
         secret = prefix_secret or self.sessions.prefix_secret
         asked, needs = self._rules_for(rules, len(prompt_ids), generated_tokens, ends, wishes)
-        clock = self.sessions.clock
+        clock, grammar = self.sessions.clock, self._grammar_of(asked)
         hidden = hidden_tokens(self.tokenizer, shown_special)
-        request = Request(settings, limits, stops, tree_size, on_round, secret, clock, asked, needs, wishes, hidden)
+        request = Request(
+            settings, limits, stops, tree_size, on_round, secret, clock, asked, needs, wishes, hidden, grammar
+        )
         run.tokens = self._run(run, request)
         return run
+
+    async def compile_grammar(self, grammar: Grammar) -> None:
+        """Compile a grammar in a thread, so that a text under it begins at once.  Raises BadRequest if it is wrong."""
+
+        def compile_it() -> None:
+            self._opened.grammars.load().compile(grammar)
+
+        await asyncio.to_thread(compile_it)
+
+    def _grammar_of(self, request: RulesRequest | None) -> Callable[[], TextGrammar] | None:
+        """Return what begins the grammar of a text, compiled, or None if it has none.  Raises BadRequest."""
+        if request is None or request.rules.grammar is None:
+            return None
+        compiler = self._opened.grammars.load()
+        compiler.open(request)
+        return partial(compiler.open, request)
 
     def _rules_for(
         self, rules: TextRules, prompt: int, generated: int, ends: frozenset[int], wishes: LogprobWishes
@@ -393,7 +412,7 @@ class SwarmClient:
         if not 0 <= generated <= prompt:
             raise BadRequest(f"generated_tokens is {generated}: give 0 up to the prompt's {prompt} tokens")
         tails = self.view.tails()
-        needs = needs_of(rules, [record.grammar for record in tails])
+        needs = needs_of(rules, "" if rules.grammar is None else self._opened.grammars.load().name)
         if wishes.wanted:  # releases without rules send no log-probabilities but those of the chosen tokens
             needs = replace(needs, rules=RULES_VERSION)
         if needs == ANY_TAIL:

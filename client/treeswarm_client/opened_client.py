@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from treeswarm.errors import MissingBlocks, NodeLost, RouteError, SwarmError, Unreachable
+from treeswarm.grammar.loading import GrammarLoader
 from treeswarm.identity import config_digest
 from treeswarm.model_files import ModelShape, read_config, read_generation_defaults, read_shape, resolve_model
 from treeswarm.model_sources.generation_config import GenerationDefaults
@@ -56,6 +57,8 @@ class OpenedClient:
     defaults: GenerationDefaults
     """The sampling that the model's publisher recommends."""
     transport: Transport
+    grammars: GrammarLoader
+    """The compiler of grammars, loaded when it is first needed."""
 
     @classmethod
     def load(cls, nodes: NodeSelection, connection: ConnectionSettings) -> "OpenedClient":
@@ -67,13 +70,15 @@ class OpenedClient:
         transport = connection.transport or _grpc_transport(connection)
         if connection.emulate_link:
             transport = EmulatedTransport(transport, LinkShape.parse(connection.emulate_link))
+        shape = read_shape(folder)
         return cls(
             folder,
-            read_shape(folder),
+            shape,
             config_digest(read_config(folder)),
             load_prompt_encoder(nodes.model, folder),
             read_generation_defaults(folder),
             transport,
+            GrammarLoader(folder, shape.vocab_size),
         )
 
     def model_filter(self, name: str) -> ModelFilter:

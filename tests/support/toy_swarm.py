@@ -41,6 +41,7 @@ from treeswarm_client.drafters.seam import (
 )
 from treeswarm_client.generation.append_builder import AppendBuilder
 from treeswarm_client.generation.draft_rules import DraftRules
+from treeswarm_client.generation.forced_runs import TextGrammar
 from treeswarm_client.generation.loop import Generation, GenerationLimits
 from treeswarm_client.generation.stats import StatsRecorder
 from treeswarm_client.planner.policy import TreePolicy
@@ -448,12 +449,13 @@ class ToySwarm:
         rules: TextRules | None = None,
         settings: SamplingSettings = GREEDY,
         stop_ids: Collection[int] = (),
+        grammar: TextGrammar | None = None,
+        longest_run: int = 0,
     ) -> list[int]:
         """Run one generation.  What was committed before an error is in `self.kept`."""
-        kept: list[int] = []
-        self.kept = kept
+        kept = self.kept = list[int]()
         target = Target(NUMERICS, BLOCKS, VOCAB, 4, 2048)
-        room = Reservation(len(prompt) + count, tree_size + 1)
+        room = Reservation(len(prompt) + count, tree_size + longest_run + 1)
         router = ToyRouter(self, forgetful=forgetful)
         drafter = drafter or GuessingDrafter(seed)
         async with open_chain(
@@ -470,12 +472,12 @@ class ToySwarm:
         ) as chain:
             self.chain = chain
             builder = AppendBuilder(settings, segment_rows, chain.epoch.number, chain.epoch.prefix_rows)
-            limits = GenerationLimits(count, frozenset(stop_ids))
             policy = policy or (HastyPolicy(tree_size) if tree_size else FixedSizePolicy(0))
             asked = None if rules is None else DraftRules(RulesRequest(rules, len(prompt)), list(prompt))
             generation = Generation(
-                chain=chain, drafter=drafter, builder=builder, limits=limits, policy=policy, rules=asked
-            )
+                chain=chain, drafter=drafter, builder=builder, policy=policy, rules=asked, grammar=grammar,
+                longest_run=longest_run, limits=GenerationLimits(count, frozenset(stop_ids)),
+            )  # fmt: skip
             self.recorder = generation.recorder
             async for news in generation.rounds(prompt, settings):
                 kept += news.tokens

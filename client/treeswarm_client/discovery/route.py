@@ -73,17 +73,11 @@ class TailNeeds:
 ANY_TAIL = TailNeeds()
 
 
-def needs_of(rules: TextRules, libraries: Collection[str]) -> TailNeeds:
-    """Return what rules need of a tail; `libraries` names the grammar library of every tail that serves now.
-
-    Of several libraries the most common one is taken, and of equally common ones the first by name.
-    """
+def needs_of(rules: TextRules, library: str) -> TailNeeds:
+    """Return what rules need of a tail; `library` names the client's own library of grammars, which checks the text."""
     if rules.neutral:
         return ANY_TAIL
-    if rules.grammar is None:
-        return TailNeeds(RULES_VERSION)
-    known = [library for library in libraries if library]
-    return TailNeeds(RULES_VERSION, max(sorted(set(known)), key=known.count, default="") or "a grammar library")
+    return TailNeeds(RULES_VERSION, library if rules.grammar is not None else "")
 
 
 class Router(Protocol):

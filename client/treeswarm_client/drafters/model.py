@@ -317,7 +317,9 @@ def _edited(logits: torch.Tensor, edits: LogitEdits) -> torch.Tensor:
     after = torch.from_numpy(edits.edited(logits.index_select(1, columns).cpu().numpy())).to(logits.device)
     changed.index_copy_(1, columns, after)
     if edits.masks is not None:
-        changed.masked_fill_(~torch.from_numpy(unpack_bits(edits.masks, logits.shape[1])).to(logits.device), -torch.inf)
+        excluded = ~torch.from_numpy(unpack_bits(edits.masks, logits.shape[1])).to(logits.device)
+        excluded[excluded.all(1)] = False  # after the end of a text no guess is right, and one must be named
+        changed.masked_fill_(excluded, -torch.inf)
     return changed
 
 

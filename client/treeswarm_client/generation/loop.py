@@ -35,6 +35,16 @@ from treeswarm_client.drafters.seam import (
 )
 from treeswarm_client.generation.append_builder import AppendBuilder, Shipment
 from treeswarm_client.generation.draft_rules import DraftRules
+from treeswarm_client.generation.forced_runs import (
+    LONGEST_RUN,
+    TextGrammar,
+    after_run,
+    as_verification,
+    below_run,
+    check_tokens,
+    obedient_tree,
+    walk_after_run,
+)
 from treeswarm_client.generation.round_in_flight import RoundInFlight
 from treeswarm_client.generation.stats import StatsRecorder
 from treeswarm_client.generation.token_logprobs import LogprobWishes, TokenLogprobs, TopLogprobs
@@ -112,6 +122,10 @@ class Generation:
     limits: GenerationLimits
     policy: TreePolicy
     recorder: StatsRecorder = field(default_factory=StatsRecorder)
+    grammar: TextGrammar | None = None
+    """The grammar that the text follows, or None for none."""
+    longest_run: int = LONGEST_RUN
+    """Most nodes of a forced run."""
     on_round: Callable[[Round], None] | None = None
     """Called with every round that came back."""
     rules: DraftRules | None = None
@@ -136,9 +150,19 @@ class Generation:
     """The one of these whose proposal the drafter has."""
     _cancelled: threading.Event = field(default_factory=threading.Event)
     """Set when the generation is cancelled: the drafter may stop."""
+    _generated: list[int] = field(default_factory=list)
+    """Tokens after the prompt, the bonus token of the last walk included."""
+    _run: tuple[int, ...] = ()
+    """The forced run of the present round, at whose end the drafter's context ends."""
 
-    async def rounds(self, prompt: Sequence[int], settings: SamplingSettings) -> AsyncGenerator[Committed, None]:
-        """Yield what each traversal commits, until a stop token or the limit.  Raises SwarmErrors."""
+    async def rounds(
+        self, prompt: Sequence[int], settings: SamplingSettings, generated: Sequence[int] = ()
+    ) -> AsyncGenerator[Committed, None]:
+        """Yield what each traversal commits, until a stop token or the limit.  Raises SwarmErrors.
+
+        `generated` is the end of the prompt that counts as output.
+        """
+        self._generated = list(generated)
         self.policy.begin(self.chain.epoch.profiled_hops)
         before = len(prompt) - self.recorder.committed  # a driver may have committed a part of the prompt
         self._drafter_work = asyncio.create_task(self._in_thread(self._begin_drafter, prompt, settings))
@@ -149,8 +173,9 @@ class Generation:
             while committed.finish is None:
                 self._check_bonus(walk)
                 self._root = (self.builder.end, walk.bonus)
+                await self._find_run()
                 tree = await self._draft()
-                shipment = self.builder.round(walk.bonus, tree)
+                shipment = self.builder.round(walk.bonus, below_run(self._run, tree))
                 flight, walk = await self._traverse(shipment)
                 committed = await self._commit(flight, walk)
                 yield committed
@@ -163,12 +188,23 @@ class Generation:
 
     # ---------------------------------------------------------------- draft
 
+    async def _find_run(self) -> None:
+        """Find the tokens that must follow the text, which travel whatever is drafted, and drafts go on below them."""
+        self._run = ()
+        most = min(self._levels_left(), self.longest_run, self.chain.epoch.credit_rows - 1)
+        if self.grammar is None or most <= 0:
+            return
+        self._run = tuple(await asyncio.to_thread(self.grammar.forced_run, list(self._generated), most))
+        for token in self._run:
+            self._queue(self._observe, as_verification(token))
+
     async def _draft(self) -> DraftTree:
         """Draft the tree to ship first, no deeper than what may still be committed.
 
         Where nothing is drafted, the round does not wait until the drafter has learned from the last one.
         """
-        size = min(self.policy.nodes_to_draft(), self.chain.epoch.credit_rows - 1) if self._levels_left() else 0
+        room = self.chain.epoch.credit_rows - 1 - len(self._run)
+        size = min(self.policy.nodes_to_draft(), room) if self._levels_left() else 0
         if not size:
             self._has_draft = False
             return self.policy.choose(NO_TREE)
@@ -200,10 +236,12 @@ class Generation:
             self.rules.text += [*accepted, verification.bonus]
         self.drafter.observe(verification)
 
-    def _propose(self, size: int, depth: int, should_stop: ShouldStop) -> TimedTree:
-        """Draft in the drafter's thread."""
+    def _propose(self, text: Sequence[int], size: int, depth: int, should_stop: ShouldStop) -> TimedTree:
+        """Draft below a generated text in the drafter's thread."""
         start = self.clock()
         tree = self.drafter.propose(size, depth, should_stop)
+        if self.grammar is not None and len(tree):
+            tree = obedient_tree(self.grammar, text, tree, depth).best(size)
         return TimedTree(tree, self.clock() - start)
 
     @contextlib.asynccontextmanager
@@ -273,7 +311,7 @@ class Generation:
                 return
             extended = self.policy.extension(flight.draft, wider, self.clock() - departed)
             if 0 < len(extended) - len(flight.draft) <= self.chain.epoch.free_credit_rows:
-                extension = self.builder.extend(flight.shipment, extended)
+                extension = self.builder.extend(flight.shipment, below_run(flight.run, extended))
                 answers = [await self.chain.append(append) for append in extension.appends]
                 # After the appends are sent: a walk that leads into these nodes then finds the answers to wait for.
                 flight.extend(extension)
@@ -286,18 +324,20 @@ class Generation:
 
         With `waits`, that is waited for as long as it usually takes, if it has not come yet.
         """
-        before, root = self._drafter_work, self._root
+        before, root, forced = self._drafter_work, self._root, self._run
+        text = [*self._generated, *forced] if self.grammar is not None else []
 
         async def run() -> TimedTree:
             await before
-            await self._receive_proposal(root, waits=waits)
-            return await self._in_thread(self._propose, size, depth, should_stop)
+            await self._receive_proposal(root, forced, waits=waits)
+            return await self._in_thread(self._propose, text, size, depth, should_stop)
 
         task = asyncio.create_task(run())
         self._drafter_work = task
         return task
 
-    async def _receive_proposal(self, root: tuple[int, int] | None, *, waits: bool) -> None:
+    async def _receive_proposal(self, root: tuple[int, int] | None, forced: Sequence[int], *, waits: bool) -> None:
+        """Give the drafter what the tail proposes below `root`, from the end of a forced run on, if that has come."""
         receiver, chain = self._proposal_receiver, self.chain
         if receiver is None or root is None or root == self._received or not chain.proposes:
             return
@@ -306,7 +346,7 @@ class Generation:
         if proposal is not None:
             self._received = root
             self.recorder.proposals += 1
-            await self._in_thread(receiver.receive, proposed_tree(proposal))
+            await self._in_thread(receiver.receive, after_run(forced, proposed_tree(proposal)))
 
     @property
     def _proposal_receiver(self) -> ProposalReceiver | None:
@@ -337,27 +377,31 @@ class Generation:
             raise
 
     def _levels_left(self) -> int:
-        """Return the number of levels below the mandatory token that the limit of tokens still allows."""
-        return self.limits.max_new_tokens - self.recorder.committed - 1
+        """Return the number of levels below the mandatory tokens that the limit of tokens still allows."""
+        if self._run and self._run[-1] in self.limits.stop_ids:
+            return 0
+        return self.limits.max_new_tokens - self.recorder.committed - 1 - len(self._run)
 
     # ---------------------------------------------------------------- ship and walk
 
     async def _traverse(self, shipment: Shipment) -> tuple[RoundInFlight, Walk]:
         """Ship, walk and learn.  The chain is repaired, and the shipment sent again, as often as the chain breaks."""
-        first_nodes = 0 if shipment.draft is None else len(shipment.draft)
+        first_nodes = 0 if shipment.draft is None else len(shipment.draft) - len(self._run)
         start = self.clock()
         broken_at: float | None = None
-        flight = RoundInFlight(shipment)
+        flight = RoundInFlight(shipment, self._run)
         while True:
             try:
                 walk, first_s = await self.send_and_walk(flight)
+                await self._check_walk(flight, walk)
                 break
             except Interrupted:
                 broken_at = broken_at or self.clock()
                 trunk, tip = self.builder.resumption(self.chain.epoch.answered)
                 await self.chain.repair(trunk, tip)
                 self.policy.begin(self.chain.epoch.profiled_hops)
-                flight = RoundInFlight(self.builder.ship_again(flight.shipment, self.chain.epoch.number))
+                shipment = self.builder.ship_again(flight.shipment, self.chain.epoch.number)
+                flight = RoundInFlight(shipment, self._run)
         seconds = self.clock() - start
         self.recorder.add_traversal(seconds, flight.timings)
         if broken_at is None:
@@ -399,6 +443,17 @@ class Generation:
             self.chain.drop_node(self.chain.hops[-1], error)
             raise Interrupted(str(error)) from None
 
+    async def _check_walk(self, flight: RoundInFlight, walk: Walk) -> None:
+        """Drop the tail and raise Interrupted if it has chosen a token that the grammar does not allow."""
+        if self.grammar is None:
+            return
+        tokens, _ = self._kept_tokens(flight, walk)
+        try:
+            await asyncio.to_thread(check_tokens, self.grammar, list(self._generated), tokens)
+        except Malformed as error:
+            self.chain.drop_node(self.chain.hops[-1], error)
+            raise Interrupted(str(error)) from None
+
     def _learn(
         self, flight: RoundInFlight, walk: Walk, first_nodes: int, seconds: float, first_s: float, *, unbroken: bool
     ) -> None:
@@ -409,8 +464,9 @@ class Generation:
         if flight.shipment.draft is None:
             self.policy.learn_prefill(seconds, flight.timings, unbroken=unbroken)
             return
-        answered = flight.answered - 1  # without the mandatory token
-        finished = Round(flight.draft, walk, answered, first_nodes, seconds, first_s, flight.timings, unbroken)
+        drafted = walk_after_run(flight.run, walk)
+        answered = flight.drafts_answered
+        finished = Round(flight.draft, drafted, answered, first_nodes, seconds, first_s, flight.timings, unbroken)
         self.recorder.add_walk(finished)
         if self.on_round is not None:
             self.on_round(finished)
@@ -423,20 +479,26 @@ class Generation:
         """Commit the walk's tokens up to a stop token or the limit, and let the drafter observe what came back."""
         if flight.shipment.draft is not None:
             self.builder.accept(flight.shipment, walk.accepted)
+        tokens, logprobs = self._kept_tokens(flight, walk)
+        self.recorder.committed += len(tokens)
+        self._generated += tokens
+        finish: FinishReason | None = "length" if self.recorder.committed >= self.limits.max_new_tokens else None
+        if tokens and tokens[-1] in self.limits.stop_ids:
+            finish = "stop"
+        if walk.bonus != NO_TOKEN and len(walk.accepted) >= len(flight.run):  # The generation goes on meanwhile.
+            self._queue(self._observe, flight.verification(walk))
+        top = tuple(flight.top_along(walk, self.wishes.top)[: len(tokens)]) if self.wishes.top else ()
+        return Committed(tuple(tokens), tuple(logprobs), self.recorder.traversals, finish, top)
+
+    def _kept_tokens(self, flight: RoundInFlight, walk: Walk) -> tuple[list[int], list[float]]:
+        """Return the tokens of a walk up to a stop token or the limit, and their log-probabilities."""
         tokens, logprobs = flight.tokens_along(walk)
         if walk.bonus == NO_TOKEN:
             tokens, logprobs = tokens[:-1], logprobs[:-1]
         left = self.limits.max_new_tokens - self.recorder.committed
         stop = next((i + 1 for i, token in enumerate(tokens) if token in self.limits.stop_ids), len(tokens))
         kept = min(left, stop)
-        self.recorder.committed += kept
-        finish: FinishReason | None = "length" if self.recorder.committed >= self.limits.max_new_tokens else None
-        if kept and tokens[kept - 1] in self.limits.stop_ids:
-            finish = "stop"
-        if walk.bonus != NO_TOKEN:  # The generation goes on meanwhile.
-            self._queue(self._observe, flight.verification(walk))
-        top = tuple(flight.top_along(walk, self.wishes.top)[:kept]) if self.wishes.top else ()
-        return Committed(tuple(tokens[:kept]), tuple(logprobs[:kept]), self.recorder.traversals, finish, top)
+        return tokens[:kept], logprobs[:kept]
 
     def _check_bonus(self, walk: Walk) -> None:
         """Raise BadRequest if the rules allow no token after the text so far."""

@@ -11,6 +11,7 @@ from treeswarm.protocol.messages import NO_TOKEN, Answer, Answers, Append, HopTi
 from treeswarm.session.walk import Walk, walk
 from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, DraftTree, Verification
 from treeswarm_client.generation.append_builder import Shipment
+from treeswarm_client.generation.forced_runs import after_run, verification_after_run
 from treeswarm_client.generation.token_logprobs import TopLogprobs
 
 
@@ -22,6 +23,8 @@ class RoundInFlight:
     """
 
     shipment: Shipment
+    run: tuple[int, ...] = ()
+    """Tokens of the forced run with which the shipped tree begins; the drafted tree is below its end."""
     answered: int = 0
     """Number of nodes answered."""
     timings: list[tuple[HopTiming, ...]] = field(default_factory=list)
@@ -37,10 +40,20 @@ class RoundInFlight:
         self._due.extend(_answer_count(append) for append in self.shipment.appends)
 
     @property
-    def draft(self) -> DraftTree:
-        """The tree as shipped so far; only rounds have one, a prefill has none."""
+    def _tree(self) -> DraftTree:
+        """The tree as shipped so far, the forced run included; only rounds have one, a prefill has none."""
         assert self.shipment.draft is not None
         return self.shipment.draft
+
+    @property
+    def draft(self) -> DraftTree:
+        """The part of it that was drafted."""
+        return after_run(self.run, self._tree)
+
+    @property
+    def drafts_answered(self) -> int:
+        """Number of drafted nodes that were answered."""
+        return max(self.answered - 1 - len(self.run), 0)
 
     @property
     def answers(self) -> NDArray[np.int64]:
@@ -83,7 +96,7 @@ class RoundInFlight:
         """Return the whole walk, or None while it leads to a node that is not answered yet."""
         if self.shipment.draft is None:
             return Walk((), self._tokens[-1]) if self.answered else None
-        path = walk(self.draft.parents, self.draft.tokens, self.answers)
+        path = walk(self._tree.parents, self._tree.tokens, self.answers)
         return None if path.bonus == UNANSWERED else path
 
     def tokens_along(self, path: Walk) -> tuple[list[int], list[float]]:
@@ -103,10 +116,11 @@ class RoundInFlight:
         return [rows[place] for place in places]
 
     def verification(self, path: Walk) -> Verification:
-        """Return what a drafter may learn from the answers; of a prefill, those below an empty tree."""
+        """Return what a drafter may learn from the answers below the forced run; of a prefill, below an empty tree."""
         draft = NO_TREE if self.shipment.draft is None else self.shipment.draft
         answers = np.where(self.answers == NO_TOKEN, UNANSWERED, self.answers)
-        return Verification(draft, answers, path.accepted, path.bonus, self.alternatives)
+        whole = Verification(draft, answers, path.accepted, path.bonus, self.alternatives)
+        return verification_after_run(self.run, whole)
 
 
 def _answer_count(append: Append) -> int:

@@ -11,6 +11,7 @@ from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.protocol.text_rules import RulesRequest
 from treeswarm_client.chain.chain import Chain
 from treeswarm_client.discovery.route import ANY_TAIL, TailNeeds
+from treeswarm_client.generation.forced_runs import TextGrammar
 from treeswarm_client.generation.loop import FinishReason, GenerationLimits
 from treeswarm_client.generation.stats import Stats, StatsRecorder
 from treeswarm_client.generation.token_logprobs import LogprobWishes, TokenLogprobs, TopLogprobs
@@ -57,6 +58,8 @@ class Request:
     """Which log-probabilities come beside those of the generated tokens."""
     hidden: frozenset[int] | None = None
     """Special tokens that are left out of the text, or None for all of them."""
+    grammar: Callable[[], TextGrammar] | None = None
+    """A function that returns the grammar at the beginning of the text, or None if there is none."""
 
 
 @dataclass(eq=False)

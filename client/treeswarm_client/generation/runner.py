@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from tokenizers import Tokenizer
@@ -18,6 +18,7 @@ from treeswarm_client.drafters.seam import Drafter, ProposalReceiver
 from treeswarm_client.generation.append_builder import AppendBuilder
 from treeswarm_client.generation.draft_rules import DraftRules
 from treeswarm_client.generation.drafter_pool import DrafterPool, PooledDrafter
+from treeswarm_client.generation.forced_runs import LONGEST_RUN
 from treeswarm_client.generation.loop import Committed, Generation
 from treeswarm_client.generation.run import Request, Run, Token
 from treeswarm_client.generation.text_stream import StopText, TextStream
@@ -83,13 +84,15 @@ class GenerationRunner:
         """Yield what this client's own loop commits after the text so far.  Noise depends on positions alone."""
         prompt, largest = [*run.prompt_ids, *run.token_ids], largest_tree(request.tree_size)
         scores = request.wishes.prompt is not None
+        grammar = None if request.grammar is None else request.grammar()
+        longest_run = LONGEST_RUN if grammar is not None and largest else 0
         async with (
             self.drafters.borrow() as pooled,
             open_chain(
                 self.transport,
                 self.router,
                 self.target,
-                Reservation(len(run.prompt_ids) + request.limits.max_new_tokens, largest + 1),
+                Reservation(len(run.prompt_ids) + request.limits.max_new_tokens, largest + longest_run + 1),
                 patience_s=session.patience_s,
                 # Rows that nodes have already are not computed, and could not be scored.
                 shared=SharedPrompt(prompt, "none" if scores else session.prefix_scope, request.prefix_secret),
@@ -104,8 +107,12 @@ class GenerationRunner:
             run.chain = chain
             if not run.token_ids:  # otherwise a driver's chain has prefilled the prompt
                 run.prefix_tokens = chain.epoch.prefix_rows
-            generation = self.adapt(self._generation(chain, pooled, run, request, session))
-            async with aclosing(generation.rounds(prompt, request.settings)) as rounds:
+            usual = self._generation(chain, pooled, run, request, session)
+            if usual.rules is not None:
+                usual.rules.grammar = grammar
+            generation = self.adapt(replace(usual, grammar=grammar, longest_run=longest_run))
+            generated = prompt[request.rules.prompt_length :] if request.rules is not None else ()
+            async with aclosing(generation.rounds(prompt, request.settings, generated)) as rounds:
                 async for committed in rounds:
                     if scores and run.prompt_logprobs is None:
                         run.prompt_logprobs = [generation.prompt_scores.get(i) for i in range(len(prompt))]

@@ -17,6 +17,7 @@ import torch
 from transformers import PreTrainedModel
 
 from treeswarm.errors import BadRequest, ModelError
+from treeswarm.grammar.loading import GrammarLoader
 from treeswarm.identity import config_digest, weights_digest
 from treeswarm.model_files import HubOptions, ModelShape, read_config, read_shape, resolve_model
 from treeswarm.programs.units import format_bytes
@@ -130,6 +131,8 @@ async def load_stage(
             span_model, served, rate, speculator, tap_slice = await asyncio.to_thread(
                 _load, config, model, span, offload, cancellable, skeleton
             )
+            is_tail = span.end == model.shape.blocks
+            grammars = await asyncio.to_thread(load_grammars, model.folder, served.vocab_size) if is_tail else None
             del skeleton
             free_unused_memory()
         except asyncio.CancelledError:
@@ -146,13 +149,24 @@ async def load_stage(
         try:
             yield LoadedStage(
                 served, engine, span_model.store, rate, profile, span_model.depends_on_text_alone,
-                span_model.loaded.holds_codes, speculator, tap_slice,
+                span_model.loaded.holds_codes, speculator, tap_slice, grammars,
             )  # fmt: skip
         finally:
             running.cancel()
+            if grammars is not None:
+                grammars.close()
             await asyncio.gather(running, return_exceptions=True)
             del engine, runner, model_runner, span_model, speculator, tap_slice
     free_unused_memory()
+
+
+def load_grammars(folder: Path, vocab_size: int) -> GrammarThread | None:
+    """Return what applies grammars for the model in a directory, or None, with a line in the log, if nothing can."""
+    try:
+        return GrammarThread(GrammarLoader(folder, vocab_size).load())
+    except (BadRequest, ModelError) as error:
+        log.warning("this node applies no grammars: %s", error)
+        return None
 
 
 def free_unused_memory() -> None:

@@ -59,6 +59,8 @@ class Sampler:
             if not settings.greedy:
                 noise = self._noise_rows(positions, settings, logits.device)
                 scores = filtered_logprobs(ruled, settings, NO_RULES if edits is None else edits.rules) + noise
+            if none_allowed is not None:  # such a row has no distribution to choose from
+                scores = scores.masked_fill(none_allowed[:, None], 0.0)
             tokens = first_argmax(scores)
         logprobs = logits.gather(-1, tokens[:, None])[:, 0] - totals
         if none_allowed is not None and bool(none_allowed.any()):

@@ -6,8 +6,6 @@ from numpy.typing import NDArray
 Mask = NDArray[np.uint32]
 """Allowed tokens, uint32 [words] or [rows, words]: token t is bit t mod 32 of word t div 32."""
 
-ALL = np.uint32(0xFFFFFFFF)
-
 
 def mask_words(vocab_size: int) -> int:
     """Return the number of words of a mask."""

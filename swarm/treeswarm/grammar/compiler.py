@@ -14,7 +14,7 @@ from treeswarm.grammar.library import grammar_class
 from treeswarm.grammar.masks import TextMasks
 from treeswarm.grammar.sources import source_of
 from treeswarm.model_files import load_tokenizer
-from treeswarm.protocol.text_rules import Grammar
+from treeswarm.protocol.text_rules import Grammar, RulesRequest
 
 # Token that stands for the end of the text while a grammar is followed.  Which tokens end a text is a matter of the
 # request, and the library wants to know it when it reads a tokenizer, which takes a second.
@@ -59,11 +59,20 @@ class GrammarCompiler:
         assert end is not None
         try:
             library_tokenizer = LLTokenizer(tokenizer.to_str(), n_vocab=max(vocab_size, end + 1), eos_token=[end])
-        except ValueError as error:
-            raise ModelError(f"the tokenizer cannot be used with grammars: {error}") from None
+        except BaseException as error:
+            # What fails inside of the library comes as an error of its own, which is no Exception.
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            raise ModelError(f"the tokenizer cannot be used with grammars: {_one_line(str(error))}") from None
         return cls(name, vocab_size, library_tokenizer, end, added)
 
-    def begin(self, grammar: Grammar, end_tokens: Sequence[int]) -> TextMasks:
+    def open(self, request: RulesRequest) -> TextMasks:
+        """Return the masks of a request's text; see `GrammarLibrary`."""
+        rules = request.rules
+        assert rules.grammar is not None
+        return self.begin(rules.grammar, rules.end_tokens, request.prompt_length)
+
+    def begin(self, grammar: Grammar, end_tokens: Sequence[int], prompt_length: int = 0) -> TextMasks:
         """Return the masks of a text that follows a grammar; blocks for as long as compiling takes.
 
         Where the text is complete, `end_tokens` are allowed, and nowhere else, except those that are plain words of
@@ -72,10 +81,14 @@ class GrammarCompiler:
         ends = [token for token in end_tokens if token in self._added] or list(end_tokens)
         if not ends:
             raise BadRequest("a grammar needs a token that ends its text: leave out ignore_eos")
-        matcher = self._matcher(grammar).deep_copy()
-        return TextMasks(matcher, self.vocab_size, self._end, tuple(ends), lambda: self._forget(grammar))
+        matcher = self.compile(grammar).deep_copy()
+        return TextMasks(matcher, self.vocab_size, self._end, tuple(ends), prompt_length, lambda: self._forget(grammar))
 
-    def _matcher(self, grammar: Grammar) -> LLMatcher:
+    def compile(self, grammar: Grammar) -> LLMatcher:
+        """Return the matcher at the beginning of a grammar's texts, which is kept for the next time.
+
+        Raises BadRequest if the grammar is wrong or too large.
+        """
         with self._lock:
             if grammar in self._compiled:
                 self._compiled.move_to_end(grammar)

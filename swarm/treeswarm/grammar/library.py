@@ -8,7 +8,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from treeswarm.errors import BadRequest
 from treeswarm.extras import install_command
 from treeswarm.model_files import read_json
 from treeswarm.model_sources.tokenizer_files import TOKENIZER, tokenizer_folder
@@ -26,10 +25,9 @@ def is_installed() -> bool:
     return importlib.util.find_spec(LIBRARY) is not None
 
 
-def require_library() -> None:
-    """Raise BadRequest, with the command that installs it, unless the library is installed."""
-    if not is_installed():
-        raise BadRequest(f"a grammar needs {LIBRARY}, which is not installed: {install_command('grammar')}")
+def why_not_installed() -> str:
+    """Return what to do where the library is not installed, as a clause."""
+    return f"{LIBRARY} is not installed: {install_command('grammar')}"
 
 
 def grammar_class(folder: Path, vocab_size: int) -> str:

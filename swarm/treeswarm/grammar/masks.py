@@ -14,7 +14,8 @@ from llguidance import LLMatcher
 from numpy.typing import NDArray
 
 from treeswarm.errors import BadRequest
-from treeswarm.grammar.bits import ALL, Mask, clear_token, has_token, mask_words, only_token, set_token
+from treeswarm.grammar.bits import Mask, clear_token, has_token, mask_words, only_token, set_token
+from treeswarm.session.paths import RowPaths
 
 # Processor time of masks that a text may use at first, and per row on average: 64 rows of a schema over 151k tokens
 # take 1.6 ms.  A grammar that needs more would hold up the sessions of others.
@@ -33,6 +34,8 @@ class TextMasks:
     """Id of the token that stands for the end of the text in the matcher's own masks."""
     ends: tuple[int, ...]
     """Tokens that end the text where it is complete, and are allowed nowhere else."""
+    prompt_length: int = 0
+    """Number of tokens before the text in the paths of `allowed`."""
     on_failure: Callable[[], None] = lambda: None
     """Called before an error of the matcher is raised."""
     _path: list[int] = field(default_factory=list)
@@ -46,17 +49,26 @@ class TextMasks:
     def __post_init__(self) -> None:
         self._words = np.zeros(mask_words(max(self.vocab_size, self.end + 1)), np.uint32)
 
+    def allowed(self, paths: RowPaths) -> Mask:
+        """Return the masks after each path; see `GrammarPaths`."""
+        prompt = self.prompt_length
+        if paths.length >= prompt:
+            return self.after(paths.text[prompt : paths.length], paths.below())
+        return self.after((), [path[prompt - paths.length :] for path in paths.below()])
+
     def after(self, text: Sequence[int], branches: Sequence[Sequence[int]]) -> Mask:
         """Return the masks after each branch of a tree below a text, uint32 [branches, words].
 
-        `text` is what was generated so far, without the prompt.  A branch that the grammar does not allow gets a mask
-        of all tokens, because no text takes it.  Raises BadRequest if the text itself does not follow the grammar, or
-        if the grammar has become too large or too slow.
+        `text` is what was generated so far, without the prompt.  After a branch that the grammar does not allow, and
+        after the end of a text, no token is.  Raises BadRequest if the text itself does not follow the grammar, or if
+        the grammar has become too large or too slow.
         """
-        masks = np.full((len(branches), mask_words(self.vocab_size)), ALL, np.uint32)
+        masks = np.zeros((len(branches), mask_words(self.vocab_size)), np.uint32)
         with self._lock:
             start = thread_time()
             if not self._move(0, text):
+                if any(token in self.ends for token in text):
+                    return masks
                 raise BadRequest("the text does not follow its grammar")
             for row in sorted(range(len(branches)), key=lambda row: tuple(branches[row])):
                 if self._move(len(text), branches[row]):
@@ -113,8 +125,6 @@ class TextMasks:
             mask[-1] &= np.uint32((1 << self.vocab_size % 32) - 1)
         for token in self.ends:
             (set_token if is_complete else clear_token)(mask, token)
-        if not mask.any():
-            raise BadRequest("the grammar cannot go on: no token of this model is allowed next")
         return mask
 
     def _check(self, succeeded: bool) -> None:

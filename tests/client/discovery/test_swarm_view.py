@@ -198,13 +198,12 @@ def test_a_missing_tail_for_rules_is_named_as_that() -> None:
     virtually(test)
 
 
-def test_the_commonest_grammar_library_is_asked_for() -> None:
+def test_rules_and_grammars_need_tails_that_apply_them() -> None:
     grammar = TextRules(grammar=Grammar("json_object"))
-    assert needs_of(TextRules(end_tokens=(1,)), ["a"]) == ANY_TAIL
-    assert needs_of(TextRules(min_p=0.5), ["a"]) == TailNeeds(1)
-    assert needs_of(grammar, ["b", "", "a", "b", ""]) == TailNeeds(1, "b")
-    assert needs_of(grammar, ["b", "a"]) == TailNeeds(1, "a")
-    assert not needs_of(grammar, ["", ""]).are_met_by(record(0, 8, rules=1).record)
+    assert needs_of(TextRules(end_tokens=(1,)), "a") == ANY_TAIL
+    assert needs_of(TextRules(min_p=0.5), "a") == TailNeeds(1)
+    assert needs_of(grammar, "b") == TailNeeds(1, "b")
+    assert not needs_of(grammar, "b").are_met_by(record(0, 8, rules=1).record)
 
 
 def test_missing_blocks_come_with_their_nodes_last_errors() -> None:

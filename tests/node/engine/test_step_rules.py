@@ -17,7 +17,7 @@ from treeswarm.protocol.text_rules import Grammar, RulesRequest, TextRules
 from treeswarm.session.grammars import packed_words
 from treeswarm.session.logit_edits import RuledText
 from treeswarm.session.paths import RowPaths, paths_at_end
-from treeswarm_node.engine.edited_logits import edited
+from treeswarm_node.engine.edited_logits import edited, unpacked
 from treeswarm_node.engine.sampler import Sampler, filtered_logprobs
 
 VOCAB = 9
@@ -137,6 +137,29 @@ def test_masks_exclude_tokens_beyond_the_first_word() -> None:
     )
     assert tokens.tolist() == [69, 3, NO_TOKEN]
     assert logprobs[:2].tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_rows_without_any_token_are_named_in_sampled_texts_too() -> None:
+    text, masks = RuledText(RulesRequest(TextRules(grammar=Grammar("json_object")), 1)), packed([[], [5]], VOCAB)
+    paths = replace(paths_at_end([0]), rows=np.array([-1, -1]))
+    for sampling in (SamplingSettings(1.0), SamplingSettings(0.7, top_k=3, top_p=0.9)):
+        tokens, logprobs = Sampler(VOCAB).choose(
+            torch.zeros(2, VOCAB), np.array([1, 1]), sampling, text.edits(paths, masks)
+        )
+        assert tokens.tolist() == [NO_TOKEN, 5]
+        assert np.isfinite(logprobs).all()
+
+
+@pytest.mark.parametrize("vocab_size", [64, 70])
+def test_devices_unpack_masks_alike(vocab_size: int) -> None:
+    masks = np.random.default_rng(0).integers(0, 2**32, (3, packed_words(vocab_size)), dtype=np.uint32)
+    on_cpu = unpacked(masks, vocab_size, torch.device("cpu"))
+    assert on_cpu.tolist() == [
+        [bool(row[t // 32] >> (t % 32) & 1) for t in range(vocab_size)] for row in masks.tolist()
+    ]
+    assert unpacked(masks, vocab_size, torch.device("meta")).shape == (3, vocab_size)
+    if torch.cuda.is_available():
+        assert torch.equal(unpacked(masks, vocab_size, torch.device("cuda")).cpu(), on_cpu)
 
 
 def test_complete_grammar_is_stronger_than_the_least_length() -> None:

@@ -15,7 +15,8 @@ from treeswarm.errors import BadRequest
 from treeswarm.grammar.bits import allowed_tokens, has_token, mask_words, only_token
 from treeswarm.grammar.compiler import GrammarCompiler
 from treeswarm.grammar.masks import TextMasks
-from treeswarm.protocol.text_rules import Grammar
+from treeswarm.protocol.text_rules import Grammar, RulesRequest, TextRules
+from treeswarm.session.paths import RowPaths
 
 PATTERNS = [r"[a-c]{1,3}", r"(cat|car|cart) ?(7|77)", r'"(é|😀|[a-z ])*"', r"(ab|a(bc)*)d?", r"-?[0-9]{1,2}\.[0-9]"]
 SCHEMA = {
@@ -140,7 +141,8 @@ def test_masks_of_a_tree_are_those_of_its_paths_alone(case: Case) -> None:
         while len(branches) < 12:
             parent = choose.choice(branches)
             allowed = allowed_tokens(masks.after(trunk, [parent])[0]).tolist()
-            token = choose.choice(allowed) if choose.random() < 0.8 else choose.randrange(case.compiler.vocab_size)
+            follows = allowed and choose.random() < 0.8
+            token = choose.choice(allowed) if follows else choose.randrange(case.compiler.vocab_size)
             branches.append((*parent, token))
         choose.shuffle(branches)
         found = masks.after(trunk, branches)
@@ -152,6 +154,20 @@ def test_masks_of_a_tree_are_those_of_its_paths_alone(case: Case) -> None:
             if masks.follows(trunk, branches[0][:1]) and case.end not in branches[0]
             else trunk
         )
+
+
+def test_paths_of_a_tail_are_read_from_the_prompts_end(case: Case) -> None:
+    """A prompt may come in parts, and the rows of its last one begin before its end."""
+    request = RulesRequest(TextRules(grammar=Grammar("choice", '["cat", "car"]'), end_tokens=(case.end,)), 3)
+    text, alone = case.begin(Grammar("choice", '["cat", "car"]')).forced_run([], 9), case.begin(request.rules.grammar)
+    parents, tokens = np.arange(-1, len(text)), np.array([7, *text])
+    for paths, expected in (
+        (RowPaths([5, 6, 7], 2, parents[:1], tokens[:1], np.array([0])), [()]),
+        (RowPaths([5, 6, 7], 2, parents, tokens, np.array([0, len(text)])), [(), text]),
+        (RowPaths([5, 6, 7, *text], 3 + len(text), parents, tokens, np.array([-1])), [text]),
+    ):
+        found = case.compiler.open(request).allowed(paths)
+        np.testing.assert_array_equal(found, alone.after([], expected))
 
 
 def test_padding_and_other_special_tokens_are_never_allowed(case: Case) -> None:
@@ -190,15 +206,16 @@ def test_a_forced_end_ends_the_run(case: Case) -> None:
     assert run[-1] == case.end
     assert case.bytes_of(run[:-1]) == b"cat"
     assert masks.follows([], run) == len(run)
+    assert not masks.after(run, [(), run[:1]]).any()
 
 
-def test_branches_outside_the_grammar_allow_everything(case: Case) -> None:
+def test_branches_outside_the_grammar_allow_nothing(case: Case) -> None:
     masks = case.begin(Grammar("choice", '["cat"]'))
     wrong = case.tokenizer.token_to_id("}")
     text = masks.forced_run([], 20)
     found = masks.after([], [[wrong], [wrong, wrong], text, [*text, wrong], [case.compiler.vocab_size - 1], text[:1]])
-    assert (found[:5] == 0xFFFFFFFF).all()
-    assert not (found[5] == 0xFFFFFFFF).all()
+    assert not found[:5].any()
+    assert found[5].any()
 
 
 def test_a_text_outside_its_grammar_is_refused(case: Case) -> None:
