@@ -85,7 +85,7 @@ async def test_tree_and_route_of_the_answer_are_shown(context: BrowserContext, g
         "127.0.0.1:4002",
         "127.0.0.1:4003 with blocks 5:8",
     ]
-    await expect(side.locator('[data-kind="lost"]')).to_contain_text(f"left with blocks 3:5: {EVIL}")
+    await expect(side.locator('[data-kind="lost"]')).to_contain_text(f"blocks 3:5 · {EVIL}")
     await expect(side.locator('[data-kind="gained"]')).to_contain_text("after 84 ms")
     assert await page.locator("main img, aside img").count() == 0
     # One traversal is looked at with the keys: its tree is drawn, and its text is marked.

@@ -136,6 +136,17 @@ async def test_model_without_a_template_continues_texts(context: BrowserContext,
     assert watched.problems == []
 
 
+async def test_full_storage_is_said(context: BrowserContext, gateway: ScriptedGateway) -> None:
+    watched = await open_chat(context, gateway)
+    page = watched.page
+    await page.evaluate("() => { Storage.prototype.setItem = () => { throw new Error('full'); }; }")
+    gateway.will(answer("Hello."))
+    await ask(page, "Hi")
+    await expect(page.get_by_role("alert")).to_contain_text("This browser has no more room")
+    await expect(answers(page)).to_contain_text("Hello.")
+    assert watched.problems == []
+
+
 async def test_missing_nodes_are_named(context: BrowserContext, gateway: ScriptedGateway) -> None:
     gateway.about = {"model": "demo", "ready": False, "why": "no node serves blocks 3:5", "parameters": PARAMETERS}
     watched = await open_page(context, gateway.url, "/")

@@ -1,7 +1,7 @@
 // Draws the messages of a conversation, with all that can be done with them.
 
 import { el, plural, setText, updateChildren } from "../shared/dom.js";
-import { copyText, drawMarkdown, drawPlain, drawText, Trips } from "./markdown/draw.js";
+import { copyText, drawMarkdown, drawPlain, drawVerbatim, Trips } from "./markdown/draw.js";
 import { fitHeight, iconButton, textButton } from "./controls.js";
 import { siblingsOf } from "./conversation.js";
 import { figuresOf } from "./answer.js";
@@ -149,7 +149,7 @@ export class Log {
     else if (message.form === "text") {
       home.classList.add("plain");
       const text = el("p");
-      drawText(text, message.content, 0, trips);
+      drawVerbatim(text, message.content, trips);
       home.replaceChildren(text);
     } else drawMarkdown(home, message.content, trips);
   }

@@ -19,6 +19,7 @@ const TALLEST_PX = 240;
 const NEAR_END_PX = 80;
 const IDEAS = ["Why do trees branch?", "Write a haiku about a long chain of small machines.", "Explain speculative decoding to a gardener.", "def fibonacci(n):"];
 const LEAVE_MS = 2000;
+const onScreen = matchMedia("(pointer: coarse) and (hover: none)");
 const CUT_OFF = { status: 0, message: "this page was closed or reloaded in the middle of the answer" };
 
 class Chat {
@@ -27,7 +28,7 @@ class Chat {
     this.leaves = false;
     this.accepted = new Set();
     this.frame = null;
-    this.store = new Store({ onChange: () => this.reopen(), onFull: () => this.warn("This browser has no more room: export conversations and delete them, or what you write is lost when the page is closed."), isBusy: (id) => this.running.has(id) });
+    this.store = new Store({ onChange: () => this.reopen(), onFull: (isFull) => (byId("full").hidden = !isFull), isBusy: (id) => this.running.has(id) });
     for (const conversation of this.store.list()) markCutOff(conversation);
     this.log = new Log(byId("log"), this.actions());
     this.trace = new TracePanel(byId("trace"), (traversal) => this.mark(traversal));
@@ -48,7 +49,8 @@ class Chat {
     });
     byId("message").addEventListener("input", () => this.arrangeComposer());
     byId("message").addEventListener("keydown", (event) => {
-      if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+      // Keyboards on screens have no Shift+Enter.
+      if (event.key !== "Enter" || event.shiftKey || event.isComposing || onScreen.matches) return;
       event.preventDefault();
       if (!this.answering) this.send(byId("message").value);
     });
@@ -359,11 +361,6 @@ class Chat {
 
   announce(text) {
     setText(byId("announce"), text);
-  }
-
-  warn(text) {
-    byId("alarm").hidden = false;
-    setText(byId("alarm"), text);
   }
 }
 

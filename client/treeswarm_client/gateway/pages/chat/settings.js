@@ -43,6 +43,7 @@ export function asParameters(settings, accepted) {
     const text = (settings[field.name] ?? "").trim();
     if (text && accepted.has(field.name)) body[field.name] = readNumber(field, text);
   }
+  if (settings.reasoning_effort && accepted.has("reasoning_effort")) body.reasoning_effort = settings.reasoning_effort;
   const stops = (settings.stop ?? "").split("\n").filter(Boolean);
   if (stops.length) body.stop = stops;
   if (accepted.has("response_format") && settings.form === "json_object") body.response_format = { type: "json_object" };
@@ -104,6 +105,7 @@ export class SettingsForm {
       this.area("stop", "Stop texts", { rows: 1, hint: "one per line; the answer ends before them" }),
       accepted.has("response_format") ? this.select("form", "Form of the answer", [["text", "Text"], ["json_object", "JSON"], ["json_schema", "JSON of a schema"]]) : null,
       accepted.has("response_format") ? this.area("schema", "JSON schema", { rows: 6, code: true, example: EXAMPLE_SCHEMA }) : null,
+      accepted.has("reasoning_effort") ? this.select("reasoning_effort", "Effort of thinking", [["", "The model’s own"], ["low", "Low"], ["medium", "Medium"], ["high", "High"]]) : null,
       accepted.has("tools") ? this.area("tools", "Tools", { rows: 2, code: true, example: EXAMPLE_TOOLS, hint: "a JSON list; you write their results" }) : null,
     ];
     this.home.replaceChildren(...parts.filter(Boolean), textButton("Use the gateway’s defaults", () => this.reset(), { class: "quiet" }));

@@ -10,7 +10,7 @@ const WRITE_MS = 400;
 
 export class Store {
   /**
-   * `onChange` is called when another tab changed a conversation, and `onFull` when the browser has no more room.  What
+   * `onChange` is called when another tab changed a conversation, and `onFull` with whether the browser has no more room.  What
    * `isBusy` says of a conversation's id, that it is being answered here, keeps other tabs' changes away from it.
    */
   constructor({ onChange, onFull, isBusy }) {
@@ -71,8 +71,9 @@ export class Store {
   put(key, value) {
     try {
       localStorage.setItem(key, JSON.stringify(value));
+      this.onFull(false);
     } catch {
-      this.onFull();
+      this.onFull(true);
     }
   }
 

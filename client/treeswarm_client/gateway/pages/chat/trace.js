@@ -171,7 +171,7 @@ function describeState(message) {
 }
 
 function describeRepair(repair) {
-  const lost = repair.lost.map((hop) => ({ kind: "lost", name: hop.address, about: `left with blocks ${hop.blocks}: ${hop.why}` }));
+  const lost = repair.lost.map((hop) => ({ kind: "lost", name: hop.address, about: `blocks ${hop.blocks} · ${hop.why.replace(`lost ${hop.address} with blocks ${hop.blocks}: `, "")}` }));
   const nodes = repair.gained.map((hop) => `${hop.address} with blocks ${hop.blocks}`).join(", ");
   const after = `after ${Math.round(1000 * repair.seconds)} ms, nothing was lost`;
   return [...lost, { kind: "gained", name: nodes || "The same nodes", about: `went on ${after}` }];

@@ -41,7 +41,7 @@ export class Trips {
 }
 
 /** Append text that stands at `at` in the source, in one element per traversal. */
-export function drawText(parent, text, at, trips) {
+function drawText(parent, text, at, trips) {
   for (const [from, to, traversal] of trips.between(at, at + text.length)) {
     const piece = text.slice(from - at, to - at);
     parent.append(traversal === null ? piece : el("span", { class: "trip", "data-trip": traversal, "data-colour": traversal % COLOURS }, piece));
@@ -63,14 +63,32 @@ export function drawMarkdown(home, source, trips) {
   while (home.children.length > blocks.length) home.lastElementChild.remove();
 }
 
-/** Show text as it is, such as JSON, in `home`. */
+/** Show text as it is, such as JSON, as a block of code in `home`. */
 export function drawPlain(home, source, trips, info) {
+  home.replaceChildren(drawCode({ info, lines: linesOf(source) }, trips));
+}
+
+/** Append text as it is, line by line. */
+export function drawVerbatim(parent, source, trips) {
+  appendLines(parent, linesOf(source), trips);
+}
+
+function linesOf(source) {
   let at = 0;
-  const lines = source.split("\n").map((text) => {
+  return source.split("\n").map((text) => {
     at += text.length + 1;
     return { text, at: at - text.length - 1 };
   });
-  home.replaceChildren(drawCode({ info, lines }, trips));
+}
+
+/** Append lines; their indentation has no colour. */
+function appendLines(parent, lines, trips) {
+  lines.forEach((line, i) => {
+    const indent = line.text.length - line.text.trimStart().length;
+    parent.append(line.text.slice(0, indent));
+    drawText(parent, line.text.slice(indent), line.at + indent, trips);
+    if (i < lines.length - 1) parent.append("\n");
+  });
 }
 
 function drawBlock(block, trips) {
@@ -120,12 +138,7 @@ function drawTable({ align, head, rows }, trips) {
 
 function drawCode({ info, lines }, trips) {
   const code = el("code");
-  lines.forEach((line, i) => {
-    const indent = line.text.length - line.text.trimStart().length;
-    code.append(line.text.slice(0, indent));
-    drawText(code, line.text.slice(indent), line.at + indent, trips);
-    if (i < lines.length - 1) code.append("\n");
-  });
+  appendLines(code, lines, trips);
   const language = info.split(/\s/)[0].slice(0, 24);
   const copy = iconButton("copy", "Copy code", () => copyText(code.textContent, copy));
   return el("figure", { class: "code" },
