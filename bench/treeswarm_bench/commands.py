@@ -32,6 +32,7 @@ EXAMPLES = """examples:
   swarm bench node --profile --json          what an append costs a node besides the model, in one process
   swarm bench planner --json                 how much of a round the planner takes, on simulated links
   swarm bench attention --device cuda --json   the torch reference beside the flash kernels
+  swarm bench rules --json                   what penalties cost a tail, beside transformers' processors on whole rows
   swarm bench faults --json                  100 generations, each hit by a kill, a hang, a cut, a refusal or a drain
   swarm bench heal --kills 20 --registry-kind mqtt   how soon a spare node takes over the blocks of a killed one
   swarm bench load --clients 64 --json       more clients than there is room for
@@ -169,6 +170,7 @@ BENCHES: Mapping[str, RunBench] = {
     "ports": _bench("parts.ports:bench_ports", _lab_link),
     "proposals": _bench("proposals:bench_proposals", _proposals),
     "registry": _bench("parts.registry:bench_registry", _nothing),
+    "rules": _bench("parts.rules:bench_rules", _nothing),
     "sampling": _bench("sampling.sampling:bench_sampling", _sizes_and_temperatures),
     "speculators": _bench("parts.speculators:bench_speculators", _kinds),
     "tls": _bench("parts.tls:bench_tls", _nothing),

@@ -13,10 +13,11 @@ from treeswarm.errors import BadRequest
 from treeswarm.extras import require
 from treeswarm.model_files import HubOptions, check_model_name, is_at_hand, is_path, read_shape, resolve_model
 from treeswarm.protocol.sampling import SamplingSettings
+from treeswarm.protocol.text_rules import TextRules
 from treeswarm.registry import check_client_spec
 from treeswarm.transport.emulated import LinkShape
 from treeswarm_client.chat_template import MessageDict
-from treeswarm_client.cli.flags import named_sampling, registry_of, security_of
+from treeswarm_client.cli.flags import named_rules, named_sampling, registry_of, security_of
 from treeswarm_client.cli.render.download import show_download
 from treeswarm_client.client_settings import check_drive, largest_tree
 from treeswarm_client.drafters.selection.automatic import MODELLESS, WITH_NGRAM
@@ -56,6 +57,7 @@ def check_sampling_flags(args: argparse.Namespace) -> None:
     """Check the flags of `add_sampling_flags`."""
     check_at_least("--max-new-tokens", args.max_new_tokens, 1)
     SamplingSettings(**named_sampling(args), seed=args.seed)
+    TextRules(**named_rules(args))
     if not all(args.stop):
         raise BadRequest("--stop is empty: leave it out")
 

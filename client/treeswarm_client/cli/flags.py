@@ -97,6 +97,17 @@ def add_client_flags(parser: argparse.ArgumentParser, *, patience_s: float = DEF
     )
 
 
+RULE_FLAGS: dict[str, tuple[type, str, str]] = {
+    "min_p": (float, "P", "sample from tokens that have this share of the likeliest one's probability (0: all)"),
+    "repetition_penalty": (float, "X", "divide the logits of tokens that prompt or text has (1.0: off)"),
+    "presence_penalty": (float, "X", "subtract this from the logits of tokens that the text has (0: off)"),
+    "frequency_penalty": (float, "X", "subtract this for each time that the text has the token (0: off)"),
+    "no_repeat_ngram_size": (int, "N", "let no N tokens occur twice in a row (0: off)"),
+    "min_tokens": (int, "N", "end the text after N tokens at the earliest (0: off)"),
+}
+"""Flags that set fields of `TextRules`, each with its type, metavar and help."""
+
+
 def add_sampling_flags(parser: argparse.ArgumentParser, *, max_new_tokens: int) -> None:
     """Add the flags for the length of the text and for sampling."""
     parser.add_argument(
@@ -114,6 +125,8 @@ def add_sampling_flags(parser: argparse.ArgumentParser, *, max_new_tokens: int) 
     )
     parser.add_argument("--top-p", type=float, metavar="P", help="sample from this probability mass (1.0: all)")
     parser.add_argument("--top-k", type=int, metavar="K", help="sample from the K most likely tokens (0: all)")
+    for name, (kind, metavar, words) in RULE_FLAGS.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=metavar, help=words)
     add_generation_config_flag(parser)
     parser.add_argument(
         "--seed", type=int, default=0, help="seed of sampling: the same seed repeats a text (default 0)"
@@ -292,7 +305,8 @@ def sampling_of(args: argparse.Namespace, defaults: GenerationDefaults) -> dict[
         defaults = GenerationDefaults()
     given = named_sampling(args)
     settings = {**(defaults.settings if "temperature" in given else defaults.transformers_settings()), **given}
-    return {**always, **settings, "rules": rules_from(defaults.rules, temperature=settings["temperature"])}
+    rules = {**defaults.rules, **named_rules(args)}
+    return {**always, **settings, "rules": rules_from(rules, temperature=settings["temperature"])}
 
 
 def named_sampling(args: argparse.Namespace) -> dict[str, Any]:
@@ -301,11 +315,17 @@ def named_sampling(args: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
+def named_rules(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields of `TextRules` that the command line names."""
+    return {name: getattr(args, name) for name in RULE_FLAGS if getattr(args, name) is not None}
+
+
 def describe_defaults(args: argparse.Namespace, defaults: GenerationDefaults) -> str | None:
     """Return what the model's generation config decides about a text's tokens, for people, or None if it is nothing."""
     options = sampling_of(args, defaults)
     decided = [f"{name} {options[name]:g}" for name in ("temperature", "top_p", "top_k") if name in options]
-    ruled = [f"{name} {value:g}" for name, value in defaults.rules.items() if getattr(options["rules"], name) == value]
+    own = {name: value for name, value in defaults.rules.items() if name not in named_rules(args)}
+    ruled = [f"{name} {value:g}" for name, value in own.items() if getattr(options["rules"], name) == value]
     if args.generation_config == "none" or not (
         ruled or (defaults.samples and "temperature" not in named_sampling(args))
     ):

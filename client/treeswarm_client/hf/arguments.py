@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 from treeswarm.errors import BadRequest
 from treeswarm_client.hf.limits import HONOURED, INDIFFERENT, LIMITED, LOADING, Limit
+from treeswarm_client.hf.rules import RuleArguments, read_rules
 
 # transformers' defaults where neither the arguments nor a config give a value.
 DEFAULT_NEW_TOKENS = 20
@@ -94,6 +95,8 @@ class GenerateArguments:
     samples: int
     """Number of samples of each row."""
     special: SpecialTokens
+    rules: RuleArguments
+    """What is done to logits before a token is chosen."""
     stops: StopArguments
     as_output: bool
     """Whether to return an output object instead of token ids."""
@@ -138,6 +141,7 @@ def read_arguments(
     refuse_limited(effective, lambda name, value, limit: _refuse_model_value(name, value, limit, where))
     if not sampling:
         _check_greedy(given)
+    special = _read_special_tokens(layers)
     samples = _whole_number("num_return_sequences", layers.get("num_return_sequences"))
     return GenerateArguments(
         lengths=LengthLimits(
@@ -146,7 +150,8 @@ def read_arguments(
         ),
         sampling=_read_sampling(layers) if sampling else SamplingArguments(temperature=0.0, top_k=0, top_p=1.0),
         samples=_check_samples(samples, sampling=sampling),
-        special=_read_special_tokens(layers),
+        special=special,
+        rules=read_rules(layers.get, special.eos_ids, sampling=sampling),
         stops=_read_stops(layers),
         as_output=bool(layers.get("return_dict_in_generate", False)),
         with_scores=bool(layers.get("output_scores", False)),
@@ -243,7 +248,13 @@ def _refuse_model_value(name: str, value: Any, limit: Limit, where: str) -> NoRe
 
 def _check_greedy(given: Mapping[str, Any]) -> None:
     """Refuse sampling arguments that greedy decoding would ignore, unless `do_sample=False` says that this is meant."""
-    for name, off in (("temperature", (0, 1)), ("top_p", (1,)), ("top_k", (0, DEFAULT_TOP_K))):
+    for name, off in (
+        ("temperature", (0, 1)),
+        ("top_p", (1,)),
+        ("top_k", (0, DEFAULT_TOP_K)),
+        ("min_p", (0,)),
+        ("typical_p", (1,)),
+    ):
         if given.get(name) is not None and given[name] not in off and "do_sample" not in given:
             raise BadRequest(
                 f"generate({name}={_abbreviate(given[name])}) changes nothing without sampling: add do_sample=True"

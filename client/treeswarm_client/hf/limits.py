@@ -1,6 +1,6 @@
 """Arguments of transformers' `generate` that a swarm cannot honour: values that change nothing, and what to do instead.
 
-Nodes choose each token by temperature, top-k, top-p and seeded noise, and send back the tokens and their
+Nodes choose each token by rules, temperature, filters and seeded noise, and send back the tokens and their
 log-probabilities.  What needs all logits, or changes them in another way, cannot be done from the client.
 """
 
@@ -33,7 +33,8 @@ HONOURED = frozenset(
     {
         "max_length", "max_new_tokens", "do_sample", "temperature", "top_k", "top_p", "num_return_sequences",
         "pad_token_id", "bos_token_id", "eos_token_id", "stop_strings", "return_dict_in_generate", "output_scores",
-        "stopping_criteria", "max_time",
+        "stopping_criteria", "max_time", "repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "sequence_bias",
+        "suppress_tokens", "min_length", "min_new_tokens", "min_p", "typical_p",
     }
 )  # fmt: skip
 
@@ -53,7 +54,7 @@ INDIFFERENT = frozenset(
     }
 )  # fmt: skip
 
-_LOGITS = f"nodes choose by temperature, top_k and top_p alone: leave it out, or {LOCAL}"
+_LOGITS = f"nodes do not change logits so: leave it out, or {LOCAL}"
 _BEAMS = f"beam search needs all logits, nodes send tokens: use num_beams=1, or {LOCAL}"
 _OUTPUTS = (
     f"nodes send tokens and their log-probabilities (return_dict_in_generate=True: `logprobs`), nothing else: {LOCAL}"
@@ -73,13 +74,8 @@ LIMITED: dict[str, Limit] = {
     "trust_remote_code": Limit("code from a model's repository is never run: leave it out", (False,)),
     "logits_processor": Limit(_LOGITS),
     "prefix_allowed_tokens_fn": Limit(_LOGITS),
-    "repetition_penalty": Limit(_LOGITS, (1.0,)),
     "encoder_repetition_penalty": Limit(_LOGITS, (1.0,)),
-    "no_repeat_ngram_size": Limit(_LOGITS, (0,)),
     "encoder_no_repeat_ngram_size": Limit(_LOGITS, (0,)),
-    "bad_words_ids": Limit(_LOGITS),
-    "sequence_bias": Limit(_LOGITS),
-    "suppress_tokens": Limit(_LOGITS),
     "begin_suppress_tokens": Limit(_LOGITS),
     "forced_bos_token_id": Limit(_LOGITS),
     "forced_eos_token_id": Limit(_LOGITS),
@@ -88,11 +84,7 @@ LIMITED: dict[str, Limit] = {
     "negative_prompt_ids": Limit(_LOGITS),
     "negative_prompt_attention_mask": Limit(_LOGITS),
     "watermarking_config": Limit(_LOGITS),
-    "min_length": Limit(f"nodes cannot avoid an end token: leave it out, or {LOCAL}", (0,)),
-    "min_new_tokens": Limit(f"nodes cannot avoid an end token: leave it out, or {LOCAL}", (0,)),
-    "min_p": Limit(f"sample with top_p or top_k, or {LOCAL}", (0.0,), sampling_only=True),
     "top_h": Limit(f"sample with top_p or top_k, or {LOCAL}", sampling_only=True),
-    "typical_p": Limit(f"sample with top_p or top_k, or {LOCAL}", (1.0,), sampling_only=True),
     "epsilon_cutoff": Limit(f"sample with top_p or top_k, or {LOCAL}", (0.0,), sampling_only=True),
     "eta_cutoff": Limit(f"sample with top_p or top_k, or {LOCAL}", (0.0,), sampling_only=True),
     "token_healing": Limit("cut the prompt's last token yourself", (False,)),

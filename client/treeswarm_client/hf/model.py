@@ -174,7 +174,8 @@ class AutoSwarmModelForCausalLM:
         if not arguments.as_output:
             return sequences
         logprobs = tuple(tuple(run.logprobs) for run in runs)
-        scores = TransitionScores(logprobs, arguments.sampling.changes_scores) if arguments.with_scores else None
+        are_processed = arguments.sampling.changes_scores or not arguments.rules.for_prompt(prompts.length).neutral
+        scores = TransitionScores(logprobs, are_processed) if arguments.with_scores else None
         return SwarmGenerateOutput(sequences=sequences, logprobs=logprobs, scores=scores, runs=tuple(runs))
 
     def compute_transition_scores(
@@ -194,8 +195,8 @@ class AutoSwarmModelForCausalLM:
             raise BadRequest("nodes send log-probabilities, no logits: give normalize_logits=True")
         if scores.are_processed:
             raise BadRequest(
-                "transformers' scores are those after temperature and filters, which nodes do not send: generate with "
-                "do_sample=False, or with temperature=1.0, top_k=0 and top_p=1.0"
+                "transformers' scores are those after penalties, temperature and filters, which nodes do not send: "
+                "generate without penalties, with do_sample=False or with temperature=1.0, top_k=0 and top_p=1.0"
             )
         return scores.as_tensor()
 
@@ -269,6 +270,7 @@ class AutoSwarmModelForCausalLM:
             "seed": seed,
             "stop_token_ids": arguments.special.eos_ids,
             "ignore_eos": True,
+            "rules": arguments.rules.for_prompt(prompts.length),
         }
         if streamer is None:
             pairs = [(ids.tolist(), row) for ids, row in zip(prompts.ids, prompts.rows, strict=True)]

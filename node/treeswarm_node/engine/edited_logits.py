@@ -27,9 +27,9 @@ def edited(logits: torch.Tensor, edits: LogitEdits | None) -> Iterator[torch.Ten
         after = torch.from_numpy(edits.edited(before.cpu().numpy())).to(logits.device)
         logits.index_copy_(1, columns, after)
     if edits.masks is not None:
-        allowed = unpacked(edits.masks, logits.shape[1], logits.device)
-        logits.masked_fill_(~allowed, -torch.inf)
-        before.masked_fill_(~allowed.index_select(1, columns), -torch.inf)
+        excluded = unpacked(~edits.masks, logits.shape[1], logits.device)
+        logits.masked_fill_(excluded, -torch.inf)
+        before.masked_fill_(excluded.index_select(1, columns), -torch.inf)
     try:
         yield logits
     finally:

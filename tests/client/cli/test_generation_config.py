@@ -30,8 +30,12 @@ def parse(*flags: str) -> argparse.Namespace:
         (("--temperature", "0.2"), GenerationDefaults(True), {"temperature": 0.2}, TextRules()),
         (("--top-k", "3"), QWEN, {"temperature": 0.7, "top_k": 3}, TextRules(repetition_penalty=1.05, min_p=0.1)),
         (("--generation-config", "none"), QWEN, {"temperature": 0.0}, TextRules()),
+        (("--repetition-penalty", "1.3", "--min-tokens", "4"), GenerationDefaults(), {"temperature": 0.0},
+         TextRules(repetition_penalty=1.3, min_tokens=4)),
+        (("--repetition-penalty", "1", "--temperature", "1", "--min-p", "0.3"), QWEN, {"temperature": 1.0, "top_k": 20},
+         TextRules(min_p=0.3)),
     ],
-    ids=range(8),
+    ids=range(10),
 )  # fmt: skip
 def test_what_is_not_given_comes_from_the_model(
     flags: tuple[str, ...], defaults: GenerationDefaults, expected: dict[str, Any], rules: TextRules
@@ -44,6 +48,9 @@ def test_user_is_told_what_the_model_decides() -> None:
     told = describe_defaults(parse(), QWEN)
     assert told is not None
     assert "temperature 0.7, top_k 20, repetition_penalty 1.05, min_p 0.1 (--generation-config none" in told
+    named = describe_defaults(parse("--repetition-penalty", "1.05"), QWEN)
+    assert named is not None
+    assert "repetition_penalty" not in named
     greedy = describe_defaults(parse("--temperature", "0"), QWEN)
     assert greedy is not None
     assert "greedy, repetition_penalty 1.05 (" in greedy

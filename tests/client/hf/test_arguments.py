@@ -8,8 +8,10 @@ import torch
 from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, StoppingCriteriaList
 
 from treeswarm.errors import BadRequest
+from treeswarm.protocol.text_rules import TextRules
 from treeswarm_client.hf.arguments import GenerateArguments, LengthLimits, SpecialTokens, check_loading, read_arguments
 from treeswarm_client.hf.limits import HONOURED, INDIFFERENT, LIMITED, LOADING
+from treeswarm_client.hf.rules import RuleArguments
 
 WHERE = "the generation_config.json of 'm'"
 TAKEN = {"self", "inputs", "generation_config", "streamer", "kwargs"}
@@ -42,17 +44,19 @@ def test_neutral_values_are_accepted_from_every_layer(limit: str) -> None:
 
 
 REFUSED: list[tuple[str, Any, str]] = [
-    ("logits_processor", LogitsProcessorList([lambda ids, scores: scores]), "temperature, top_k and top_p alone"),
+    ("logits_processor", LogitsProcessorList([lambda ids, scores: scores]), "nodes do not change logits so"),
     ("logits_processor", [lambda ids, scores: scores], "AutoModelForCausalLM"),
-    ("prefix_allowed_tokens_fn", lambda batch, ids: [1], "temperature, top_k and top_p alone"),
+    ("prefix_allowed_tokens_fn", lambda batch, ids: [1], "nodes do not change logits so"),
     ("num_beams", 4, "use num_beams=1"),
     ("num_beam_groups", 2, "beam search"),
     ("penalty_alpha", 0.6, "AutoModelForCausalLM"),
-    ("repetition_penalty", 1.1, "temperature, top_k and top_p alone"),
-    ("no_repeat_ngram_size", 3, "AutoModelForCausalLM"),
-    ("bad_words_ids", [[5]], "AutoModelForCausalLM"),
-    ("suppress_tokens", [5], "AutoModelForCausalLM"),
-    ("sequence_bias", {(5,): 1.0}, "AutoModelForCausalLM"),
+    ("sequence_bias", {(5, 6): 1.0}, "biases to single tokens"),
+    ("sequence_bias", [[[5]]], "pairs of token ids and a bias"),
+    ("bad_words_ids", [[]], "an empty sequence"),
+    ("bad_words_ids", [["a"]], "give token ids"),
+    ("repetition_penalty", "high", "give a number"),
+    ("repetition_penalty", 0.0, "out of range"),
+    ("min_p", 0.05, "add do_sample=True"),
     ("guidance_scale", 1.5, "AutoModelForCausalLM"),
     ("assistant_model", object(), r"from_pretrained\(draft="),
     ("prompt_lookup_num_tokens", 5, "ngram"),
@@ -60,13 +64,9 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("output_attentions", True, "log-probabilities"),
     ("output_hidden_states", True, "log-probabilities"),
     ("output_logits", True, "log-probabilities"),
-    ("min_p", 0.05, "top_p or top_k"),
-    ("typical_p", 0.9, "top_p or top_k"),
     ("epsilon_cutoff", 1e-4, "top_p or top_k"),
     ("eta_cutoff", 1e-4, "top_p or top_k"),
     ("top_h", 0.4, "top_p or top_k"),
-    ("min_new_tokens", 5, "end token"),
-    ("min_length", 5, "end token"),
     ("past_key_values", object(), "inference_session"),
     ("inputs_embeds", torch.zeros(1, 2, 3), "give token ids"),
     ("position_ids", torch.zeros(1, 2), "give token ids"),
@@ -84,7 +84,7 @@ def test_unsupported_arguments_are_refused_by_name(name: str, value: Any, advice
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("repetition_penalty", 1.05), ("no_repeat_ngram_size", 2), ("suppress_tokens", [7])]
+    ("name", "value"), [("encoder_repetition_penalty", 1.05), ("guidance_scale", 2), ("begin_suppress_tokens", [7])]
 )
 def test_unsupported_model_config_is_refused_with_advice(name: str, value: Any) -> None:
     with pytest.raises(BadRequest, match=rf"generation_config\.json of 'm' says {name}=.* generate\({name}=") as caught:
@@ -97,8 +97,7 @@ def test_unsupported_model_config_is_refused_with_advice(name: str, value: Any) 
 
 def test_sampling_config_is_ignored_by_greedy_decoding() -> None:
     own = {"do_sample": True, "min_p": 0.1, "temperature": 0.6, "top_p": 0.9, "top_k": 0}
-    with pytest.raises(BadRequest, match="min_p"):
-        read(own=own)
+    assert read(own=own).rules.rules.min_p == 0.1
     assert read(own=own, do_sample=False) == read()
     sampled = read(own=own, min_p=None).sampling
     assert (sampled.temperature, sampled.top_p, sampled.top_k) == (0.6, 0.9, 0)
@@ -186,3 +185,34 @@ def test_options_for_loading_weights_are_refused(name: str, value: Any) -> None:
     with pytest.raises(BadRequest, match=name):
         check_loading({name: value})
     check_loading({option: limit.neutral[0] for option, limit in LOADING.items()})
+
+
+def test_arguments_that_change_logits_are_rules() -> None:
+    arguments = read(
+        repetition_penalty=1.3,
+        no_repeat_ngram_size=3,
+        bad_words_ids=[[5], [6, 7], [2]],
+        sequence_bias=[[[8], 1.5], [[9, 4], float("-inf")]],
+        suppress_tokens=torch.tensor([3]),
+        min_new_tokens=4,
+        min_length=20,
+        min_p=0.1,
+        typical_p=0.9,
+        do_sample=True,
+        eos_token_id=2,
+    ).rules
+    expected = TextRules(
+        repetition_penalty=1.3,
+        no_repeat_ngram_size=3,
+        bad_words=((9, 4), (5,), (6, 7), (3,)),
+        logit_bias=((8, 1.5),),
+        min_tokens=4,
+        min_p=0.1,
+        typical_p=0.9,
+    )
+    assert arguments.rules == expected, "a bad word that is the end token alone is left out, as by transformers"
+    assert arguments.for_prompt(12).min_tokens == 8
+    assert arguments.for_prompt(30).min_tokens == 4
+    assert read(own={"repetition_penalty": 1.1}, eos_token_id=None, min_length=9).rules == RuleArguments(
+        TextRules(repetition_penalty=1.1)
+    )
