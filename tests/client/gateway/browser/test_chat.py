@@ -327,6 +327,29 @@ async def test_hostile_text_stays_text(context: BrowserContext, gateway: Scripte
     assert watched.problems == []
 
 
+async def test_conversation_deleted_in_mid_answer_stays_deleted(
+    context: BrowserContext, gateway: ScriptedGateway
+) -> None:
+    watched = await open_chat(context, gateway)
+    page = watched.page
+    pause = asyncio.Event()
+    gateway.will(answer("one two three four five six seven eight nine", pause=pause))
+    await ask(page, "Count.")
+    await expect(answers(page)).to_contain_text("one two three four five")
+    await page.get_by_role("button", name="Delete the conversation").click()
+    await page.get_by_role("button", name="Delete", exact=True).click()
+    await expect(answers(page)).to_have_count(0)
+    pause.set()
+    async with asyncio.timeout(20):
+        while not gateway.left:
+            await asyncio.sleep(0.02)
+    await page.goto(f"{gateway.url}/#%")  # an address that names nothing is a new conversation
+    await page.reload()
+    await expect(page.locator("#link")).to_have_text("ready")
+    await expect(page.get_by_role("link", name="Count.")).to_have_count(0)
+    assert [problem for problem in watched.problems if not problem.startswith("failed: ")] == []
+
+
 async def test_conversations_are_renamed_exported_and_deleted(
     context: BrowserContext, gateway: ScriptedGateway, tmp_path: Path
 ) -> None:

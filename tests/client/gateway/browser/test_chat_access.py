@@ -89,6 +89,10 @@ async def test_phone_needs_no_horizontal_scroll(browser: Browser, gateway: Scrip
         await page.get_by_role("button", name=button, exact=True).click()
         await expect(page.locator(f"#{panel}")).to_be_visible()
         assert await watched.fits()
+        for _ in range(12):  # what the panel covers cannot be reached
+            await page.keyboard.press("Tab")
+            within = f"[document.body, document.activeElement.closest('#{panel} *')].includes(document.activeElement)"
+            assert await page.evaluate(within)
         await page.keyboard.press("Escape")
         await expect(page.locator(f"#{panel}")).to_be_hidden()
         await expect(page.get_by_role("button", name=button, exact=True)).to_be_focused()

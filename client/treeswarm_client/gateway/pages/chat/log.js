@@ -132,7 +132,7 @@ export class Log {
     this.drawCalls(element.querySelector(".calls"), message, running);
     drawNotice(element.querySelector(".notice"), message, () => this.actions.retry(message));
     action("copy").hidden = running || !message.content;
-    action("redo").hidden = running;
+    action("redo").hidden = running || Boolean(message.error && !message.content); // there it is "Try again"
     action("resume").hidden = running || !this.actions.canResume(message);
     const { tokens, speed, per } = figuresOf(message);
     action("trace").hidden = !tokens;

@@ -113,8 +113,7 @@ class Chat {
 
   /** Show the conversation of the page's address, or a new one. */
   open() {
-    const id = decodeURIComponent(location.hash.slice(1));
-    const kept = this.store.conversations.get(id);
+    const kept = this.store.conversations.get(location.hash.slice(1));
     if (kept && kept === this.conversation) return;
     this.conversation = kept ?? makeConversation(this.store.settings);
     this.form.show(this.conversation.settings);
@@ -244,6 +243,7 @@ class Chat {
     this.announce("The model answers.");
     try {
       for await (const chunk of streamCompletion(path, body, answering.controller.signal)) {
+        answering.controller.signal.throwIfAborted(); // chunks may be left of what was read before
         answering.take(chunk);
         this.store.save(conversation, true);
         this.drawSoon();
@@ -267,9 +267,10 @@ class Chat {
       this.announce("Stopped.");
       return;
     }
-    if (error.status === undefined) throw error;
+    const { status = 0 } = error;
+    if (error.status === undefined) console.error(error);
     message.state = message.content ? "lost" : "failed";
-    message.error = this.leaves ? CUT_OFF : { status: error.status, message: error.message };
+    message.error = this.leaves ? CUT_OFF : { status, message: error.message };
     this.gateway.look();
   }
 

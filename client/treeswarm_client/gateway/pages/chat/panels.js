@@ -79,6 +79,7 @@ export class Panels {
   }
 
   arrange() {
+    if (this.drawer && !NARROW[this.drawer].matches) this.drawer = null;
     for (const name of Object.keys(NARROW)) {
       const narrow = NARROW[name].matches;
       const open = narrow ? this.drawer === name : this.view[name];
@@ -87,8 +88,9 @@ export class Panels {
       byId(`toggle-${name}`).setAttribute("aria-expanded", open);
       document.body.classList.toggle(`has-${name}`, open && !narrow);
     }
-    if (this.drawer && !NARROW[this.drawer].matches) this.drawer = null;
     byId("backdrop").hidden = this.drawer === null;
+    // Neither keys nor screen readers reach what a drawer covers.
+    for (const part of document.querySelectorAll(".top, .talk, .list, .side")) part.inert = this.drawer !== null && part.id !== this.drawer;
     for (const tab of TABS) {
       const chosen = tab === this.view.tab;
       byId(tab).hidden = !chosen;

@@ -74,7 +74,7 @@ export class TracePanel {
     }
     this.drawnRounds = rounds.length;
     this.treeBox.hidden = !rounds.length && message.state !== "running";
-    setText(this.hint, rounds.length || message.state !== "running" ? "" : message.traversals.length ? "Waiting for the first tree." : "The nodes read the conversation.");
+    setText(this.hint, rounds.length || message.state !== "running" ? "" : hintFor(message));
     this.drawBars();
     this.drawRoute(message.route);
     this.drawTime(message.stats?.time);
@@ -163,6 +163,11 @@ function tipBefore(rounds, i, message) {
   if (i > 0) return rounds[i - 1].bonus ?? "";
   const end = message.trips?.[0]?.[0] ?? 0;
   return message.content.slice(0, end);
+}
+
+function hintFor({ route, traversals }) {
+  if (!traversals.length) return "The nodes read the conversation.";
+  return route?.driver ? "The trees grow on the node that drives." : "Waiting for the first tree.";
 }
 
 function describeState(message) {
