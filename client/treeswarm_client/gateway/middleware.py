@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from treeswarm.protocol.address import is_loopback
 from treeswarm_client.gateway.errors import Failure
 
-log = logging.getLogger(__name__)
+request_log = logging.getLogger("treeswarm_client.gateway.requests")
 
 # Ids of callers that are taken over: short, and without anything that a log or a header could take for more.
 SENDABLE_ID = re.compile(r"[\w.:/+=@-]{1,128}", re.ASCII)
@@ -123,6 +123,10 @@ class RequestLog:
     app: ASGIApp
     log_requests: bool
 
+    def __post_init__(self) -> None:
+        if self.log_requests:
+            request_log.setLevel(logging.INFO)
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
@@ -144,7 +148,7 @@ class RequestLog:
         finally:
             if self.log_requests:
                 method, path, seconds = scope["method"], scope["path"], time.monotonic() - started
-                log.info("%s %s %d in %.3f s, request %s", method, quote(path), status, seconds, request_id)
+                request_log.info("%s %s %d in %.3f s, request %s", method, quote(path), status, seconds, request_id)
 
 
 def id_headers(request_id: str) -> dict[str, str]:

@@ -1,10 +1,14 @@
 """Texts and conversations become tokens and texts again, in vLLM's form; models say how long their context is."""
 
+import re
 from typing import Any
 
+import httpx2
 import pytest
 from openai import AsyncOpenAI
-from tests.support.scripted_client import CONTEXT, ScriptedClient, scripted_http
+from tests.support.scripted_client import CONTEXT, ScriptedClient, scripted_backend, scripted_http
+
+from treeswarm_client.gateway.app import make_app
 
 TEXT = "def read(self):"
 
@@ -60,6 +64,15 @@ async def test_models_say_their_context_and_ids_are_sent_back() -> None:
     for unsendable in ("a b", "x" * 200, 'é"'):
         answer = await http.get("/v1/models", headers={"x-request-id": unsendable.encode()})
         assert answer.headers["x-request-id"].startswith("req_")
+
+
+async def test_requests_are_logged_with_their_ids(caplog: pytest.LogCaptureFixture) -> None:
+    app = make_app(scripted_backend(ScriptedClient("x")), log_requests=True)
+    transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000") as http:
+        await http.get("/v1/models/a%0Ab", headers={"x-request-id": "mine-2"})
+    (line,) = [record.getMessage() for record in caplog.records if record.name.endswith("gateway.requests")]
+    assert re.fullmatch(r"GET /v1/models/a%0Ab 404 in \d+\.\d{3} s, request mine-2", line)
 
 
 async def test_embeddings_are_refused_in_words() -> None:
