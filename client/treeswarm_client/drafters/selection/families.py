@@ -1,6 +1,6 @@
 """Families of models that share a vocabulary, and the small model that drafts for each.  Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from treeswarm.model_files import ModelShape
@@ -8,6 +8,8 @@ from treeswarm_client.drafters.selection.vocabulary import Vocabulary
 
 # A draft must have at most this share of the target's work per token, or drafting takes as long as generating.
 LARGEST_SHARE = 0.5
+# Embeddings are padded to multiples of 64 to 1024 rows, and programs that add tokens to a model add some of their own.
+LARGEST_PADDING = 1025
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,22 @@ FAMILIES = (
 )  # fmt: skip
 
 
+def is_padding(rows: int, others: Sequence[int]) -> bool:
+    """Return whether embeddings with so many rows may be those of other sizes, padded or cut at their end."""
+    return any(abs(rows - other) < LARGEST_PADDING for other in others)
+
+
+def padded_family_of(shape: ModelShape, vocabulary: Vocabulary) -> DraftFamily | None:
+    """Return the family whose tokenizer a model has, if its embeddings are the family's but for padding, or None."""
+    for family in FAMILIES:
+        if is_padding(shape.vocab_size, family.vocab_sizes) and family.has_tokenizer_of(vocabulary):
+            return family
+    return None
+
+
 def has_a_family(shape: ModelShape) -> bool:
     """Return whether any family has such an embedding: otherwise no tokenizer need be read."""
-    return any(shape.vocab_size in family.vocab_sizes for family in FAMILIES)
+    return any(is_padding(shape.vocab_size, family.vocab_sizes) for family in FAMILIES)
 
 
 def family_of(shape: ModelShape, vocabulary: Vocabulary) -> DraftFamily | None:

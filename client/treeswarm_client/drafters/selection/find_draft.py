@@ -6,7 +6,13 @@ from pathlib import Path
 from treeswarm.errors import BadRequest, ModelError
 from treeswarm.extras import install_command, missing_modules
 from treeswarm.model_files import HubOptions, ModelShape, needed_files, read_shape, resolve_model
-from treeswarm_client.drafters.selection.families import DraftFamily, family_of, has_a_family
+from treeswarm_client.drafters.selection.families import (
+    DraftFamily,
+    family_of,
+    has_a_family,
+    is_padding,
+    padded_family_of,
+)
 from treeswarm_client.drafters.selection.vocabulary import read_vocabulary, share_vocabulary
 
 KNOWN_DRAFTS = ("demo-draft",)
@@ -41,7 +47,14 @@ def find_draft(target: Path, model: str, hub: HubOptions) -> FoundDraft | Missin
     bundled = _bundled(target, shape)
     if bundled is not None:
         return bundled
-    family = family_of(shape, read_vocabulary(target)) if has_a_family(shape) else None
+    vocabulary = read_vocabulary(target) if has_a_family(shape) else None
+    family = family_of(shape, vocabulary) if vocabulary is not None else None
+    if family is None and vocabulary is not None and (padded := padded_family_of(shape, vocabulary)) is not None:
+        named = f"name {padded.draft} with --draft" if padded.draft else "name a draft model with --draft"
+        return MissingDraft(
+            f"the vocabulary of {model} has {shape.vocab_size} rows, other models with its tokenizer ({padded.name}) "
+            f"{' or '.join(map(str, padded.vocab_sizes))}: {named} if the rest is padding"
+        )
     if family is None:
         return MissingDraft(f"no draft model is known for {model}: name one of the same family with --draft")
     if family.draft is None:
@@ -55,7 +68,7 @@ def _bundled(target: Path, shape: ModelShape) -> FoundDraft | None:
     for name in KNOWN_DRAFTS:
         folder = resolve_model(name)
         # Vocabulary sizes are compared first, because reading a tokenizer takes a while.
-        if read_shape(folder).vocab_size == shape.vocab_size and share_vocabulary(folder, target):
+        if is_padding(shape.vocab_size, [read_shape(folder).vocab_size]) and share_vocabulary(folder, target):
             return FoundDraft(name, folder)
     return None
 

@@ -1,6 +1,7 @@
 """`--draft auto` takes the small model of the target's family where that is on this machine, and says what it took."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from treeswarm.model_files import DEFAULT_HUB
+from treeswarm.model_files import DEFAULT_HUB, resolve_model
 from treeswarm_client.drafters import choose_drafter
 from treeswarm_client.drafters.selection import find_draft as module
 from treeswarm_client.drafters.selection.find_draft import FoundDraft, MissingDraft, find_draft
@@ -105,6 +106,26 @@ def test_without_torch_the_install_command_is_named(target: Path, monkeypatch: p
     monkeypatch.setattr(module, "missing_modules", lambda _: ["torch"])
     why = choose_drafter("auto", target, "org/large")[1].why
     assert why.startswith(f"because {DRAFT}, which has the tokenizer of org/large, needs torch: pip install ")
+
+
+def test_a_padded_vocabulary_is_named_as_the_reason(target: Path) -> None:
+    config = json.loads((target / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps(config | {"vocab_size": VOCAB + 128}))
+    choice = choose_drafter("auto", target, "org/tuned")[1]
+    assert (choice.name, choice.fallback) == ("ngram", True)
+    assert choice.why == (
+        "because the vocabulary of org/tuned has 49280 rows, other models with its tokenizer (SmolLM2) 49152: "
+        f"name {DRAFT} with --draft if the rest is padding"
+    )
+
+
+def test_a_padded_bundled_model_has_its_draft(tmp_path: Path) -> None:
+    shutil.copytree(resolve_model("demo"), tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": config["vocab_size"] + 64}))
+    found = find_draft(tmp_path, "padded", DEFAULT_HUB)
+    assert isinstance(found, FoundDraft)
+    assert found.name == "demo-draft"
 
 
 def test_a_small_target_and_gpt_oss_have_no_draft(target: Path) -> None:
