@@ -8,14 +8,14 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from treeswarm.errors import BadRequest
-from treeswarm_client.tool_calls.call_reader import CallBody
-from treeswarm_client.tool_calls.gemma_calls import GemmaCall
+from treeswarm_client.tool_calls.bodies.call_reader import CallBody
+from treeswarm_client.tool_calls.bodies.gemma_calls import GemmaCall
+from treeswarm_client.tool_calls.bodies.json_calls import LIST, JsonCalls
+from treeswarm_client.tool_calls.bodies.named_calls import DeepSeekCall, KimiCall, MistralCalls
+from treeswarm_client.tool_calls.bodies.python_calls import PARAMETERS, PythonCalls, PythonTag
+from treeswarm_client.tool_calls.bodies.tagged_calls import TaggedCalls
 from treeswarm_client.tool_calls.harmony import MARKS as HARMONY_MARKS
-from treeswarm_client.tool_calls.json_calls import JsonCalls
-from treeswarm_client.tool_calls.named_calls import DeepSeekCall, KimiCall, MistralCalls
-from treeswarm_client.tool_calls.python_calls import PythonCalls, PythonTag
 from treeswarm_client.tool_calls.reasoning import ReasoningFormat
-from treeswarm_client.tool_calls.tagged_calls import TaggedCalls
 
 Kind = TypeVar("Kind")
 AUTO, NONE = "auto", "none"
@@ -35,6 +35,8 @@ class CallFormat:
     """What begins with each character if it begins the answer."""
     dropped: tuple[str, ...] = ()
     """Texts around calls that say nothing more."""
+    around: tuple[str, str] = ("", "")
+    """Texts before the first and after the last call of a model that must call."""
     makes_id: Callable[[str], str] = "call_{}".format
     """Function that makes the id of a call from 24 random hexadecimal digits."""
 
@@ -77,8 +79,10 @@ _MINIMAX = TaggedCalls(
     function_end="</invoke>",
     closer="</minimax:tool_call>",
     own_lines=False,
+    holds_several=True,
 )
-_BARE_JSON = JsonCalls(needs_known_names=True)
+_BARE_JSON = JsonCalls(needs_known_names=True, form=PARAMETERS)
+_COHERE = '{{"tool_call_id": "{number}", "tool_name": {name}, "parameters": {arguments}}}'
 _BARE_PYTHON = PythonCalls(needs_known_names=True)
 
 # The first format whose signs a template has is taken: templates mention formats of others in examples.
@@ -95,12 +99,14 @@ CALL_FORMATS = (
         (("<｜tool▁call▁begin｜>",),),
         {"<｜tool▁call▁begin｜>": DeepSeekCall("<｜tool▁sep｜>", "<｜tool▁call▁end｜>")},
         dropped=("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"),
+        around=("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"),
     ),
     CallFormat(
         "kimi",
         (("<|tool_call_begin|>",),),
         {"<|tool_call_begin|>": KimiCall("<|tool_call_argument_begin|>", "<|tool_call_end|>")},
         dropped=("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"),
+        around=("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"),
     ),
     # Mistral's templates accept ids of exactly nine letters and digits.
     CallFormat("mistral", (("[TOOL_CALLS]",),), {"[TOOL_CALLS]": MistralCalls()}, makes_id="{:.9}".format),
@@ -112,9 +118,13 @@ CALL_FORMATS = (
     ),
     CallFormat("glm", (("<arg_key>",),), {"<tool_call>": _GLM}),
     CallFormat("lfm2", (("<|tool_call_start|>",),), {"<|tool_call_start|>": PythonCalls("<|tool_call_end|>")}),
-    CallFormat("cohere", (("<|START_ACTION|>",),), {"<|START_ACTION|>": JsonCalls("<|END_ACTION|>")}),
-    CallFormat("phi", (("<|tool_call|>",),), {"<|tool_call|>": JsonCalls("<|/tool_call|>")}),
-    CallFormat("hermes", (("<tool_call>",),), {"<tool_call>": JsonCalls("</tool_call>")}),
+    CallFormat(
+        "cohere",
+        (("<|START_ACTION|>",),),
+        {"<|START_ACTION|>": JsonCalls("<|END_ACTION|>", form=_COHERE, brackets=("[\n    ", ",\n    ", "\n]"))},
+    ),
+    CallFormat("phi", (("<|tool_call|>",),), {"<|tool_call|>": JsonCalls("<|/tool_call|>", brackets=LIST)}),
+    CallFormat("hermes", (("<tool_call>",),), {"<tool_call>": JsonCalls("</tool_call>", line="\n")}),
     CallFormat(
         "llama",
         (("<|python_tag|>",), ("<|start_header_id|>", '"parameters": '), ("<|header_start|>", '"parameters": ')),

@@ -2,7 +2,7 @@
 
 import re
 
-from treeswarm_client.tool_calls.call_reader import LONGEST_HEADER, CallReader
+from treeswarm_client.tool_calls.bodies.call_reader import LONGEST_HEADER, CallReader
 from treeswarm_client.tool_calls.reader import BrokenCall, Reading
 
 START, CHANNEL, MESSAGE, CONSTRAIN = "<|start|>", "<|channel|>", "<|message|>", "<|constrain|>"

@@ -1,6 +1,6 @@
 """Read an answer while it streams: its text, what the model thinks, and the tools that it calls."""
 
-from treeswarm_client.tool_calls.call_reader import CallReader, read_block
+from treeswarm_client.tool_calls.bodies.call_reader import CallReader, read_block
 from treeswarm_client.tool_calls.events import AnswerEvent, EventCollector
 from treeswarm_client.tool_calls.formats import AnswerFormat
 from treeswarm_client.tool_calls.harmony import read_harmony

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from treeswarm_client.tool_calls.call_reader import CallReader
+from treeswarm_client.tool_calls.bodies.call_reader import CallReader
 from treeswarm_client.tool_calls.reader import Reading
 
 

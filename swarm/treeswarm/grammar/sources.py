@@ -20,6 +20,8 @@ JSON_OPTIONS = {"whitespace_flexible": False, "item_separator": ", ", "key_separ
 MOST_REMAINDERS = 100_000
 MULTIPLE_OF = "multipleOf"
 MOST_CHOICES = 4096
+# Begins a JSON schema inside of a grammar.
+JSON = "%json"
 
 
 def source_of(grammar: Grammar) -> str:
@@ -37,12 +39,7 @@ def source_of(grammar: Grammar) -> str:
         case "choice":
             return LLMatcher.grammar_from_lark(f"start: {' | '.join(map(json.dumps, _checked_choices(grammar.text)))}")
         case "lark":
-            if any(name in grammar.text for name in ("%json", "%regex", "%llguidance")):
-                raise BadRequest(
-                    "%json, %regex and %llguidance are not taken inside of a grammar: use a JSON schema of its own, or "
-                    "write the rules out"
-                )
-            return LLMatcher.grammar_from_lark(grammar.text)
+            return LLMatcher.grammar_from_lark(_checked_lark(grammar.text))
 
 
 def _checked_schema(text: str) -> dict[str, Any]:
@@ -57,6 +54,26 @@ def _checked_schema(text: str) -> dict[str, Any]:
     if not isinstance(own, dict):
         raise BadRequest("x-guidance of the JSON schema is no object")
     return {**schema, "x-guidance": {**JSON_OPTIONS, **own}}
+
+
+def _checked_lark(text: str) -> str:
+    """Return a grammar in which the JSON schemas are checked, and have the options of their texts.
+
+    Raises BadRequest, also for what other notations could hide.
+    """
+    if any(name in text for name in ("%regex", "%llguidance")):
+        raise BadRequest("%regex and %llguidance are not taken inside of a grammar: write the rules out")
+    checked, at = "", 0
+    while (found := text.find(JSON, at)) >= 0:
+        begin = found + len(JSON)
+        begin += len(text[begin:]) - len(text[begin:].lstrip())
+        try:
+            _, end = json.JSONDecoder().raw_decode(text, begin)
+        except (ValueError, RecursionError):
+            raise BadRequest(f"{JSON} inside of the grammar is not followed by a JSON schema") from None
+        checked += text[at:begin] + json.dumps(_checked_schema(text[begin:end]))
+        at = end
+    return checked + text[at:]
 
 
 def _checked_choices(text: str) -> list[str]:

@@ -67,7 +67,10 @@ def test_a_schema_may_choose_its_own_white_space(compiler: GrammarCompiler) -> N
         (Grammar("choice", "[1]"), "no list of strings"),
         (Grammar("choice", json.dumps([str(i) for i in range(5000)])), "5000 choices are too many"),
         (Grammar("lark", "start: nothing"), "nothing"),
-        (Grammar("lark", 'start: %json {"multipleOf": 1000003}'), "%json, %regex and %llguidance are not taken"),
+        (Grammar("lark", 'start: %json {"multipleOf": 1000003}'), "needs 1e\\+06 remainders"),
+        (Grammar("lark", 'start: "%json" a'), "not followed by a JSON schema"),
+        (Grammar("lark", 'start: %json {"a": "%json"} | %json [1]'), "give an object"),
+        (Grammar("lark", "start: %regex { }"), "%regex and %llguidance are not taken"),
         (Grammar("lark", "start: " + "(" * 20_000 + '"a"' + ")" * 20_000), "too deeply nested"),
     ],
 )

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from treeswarm.protocol.text_rules import Grammar
 from treeswarm_client.chat_template import ChatTemplate, MessageDict
 from treeswarm_client.gateway.answers.pieces import AnswerSplitter, CallPiece, Piece, TextPiece, ThoughtPiece
 from treeswarm_client.gateway.generation_request import ChatPrompt, Unsupported
@@ -20,6 +21,7 @@ from treeswarm_client.tool_calls.events import (
 from treeswarm_client.tool_calls.formats import AnswerFormat
 from treeswarm_client.tool_calls.offered import OfferedTools
 from treeswarm_client.tool_calls.parser import AnswerParser
+from treeswarm_client.tool_calls.required import required_grammar
 
 # The one format in which tools can be described to a model whose template has no place for them.
 DESCRIBED = "hermes"
@@ -45,6 +47,8 @@ class ChatPlan:
     """Whether only the first call of an answer counts."""
     continued: str | None = None
     """Text of the message that the answer goes on with, or None if it is a new message."""
+    required: OfferedTools | None = None
+    """Tools of which the answer must call one, or None if it need not."""
 
     @property
     def shown_special(self) -> tuple[str, ...]:
@@ -54,13 +58,28 @@ class ChatPlan:
 
     def splitter(self, prompt_end: str) -> AnswerSplitter:
         """Return what reads one answer to the prompt that ends so."""
-        thinking = self.form.reasoning
-        is_thinking = thinking is not None and (
-            thinking.ends(prompt_end) if self.continued is None else thinking.is_open_in(self.continued)
-        )
-        parser = AnswerParser(self.form, self.offered, is_thinking=is_thinking)
+        parser = AnswerParser(self.form, self.offered, is_thinking=self._begins_thinking(prompt_end))
         makes_id = self.form.calls.makes_id if self.form.calls is not None else str
         return CallSplitter(parser, makes_id, self.one_call)
+
+    def grammar(self, prompt_end: str, special: Mapping[str, int]) -> Grammar | None:
+        """Return the grammar of an answer that must call a tool, or None if it need not.  Raises BadRequest.
+
+        `special` are the tokenizer's special tokens with their ids.
+        """
+        if self.required is None:
+            return None
+        is_thinking = self._begins_thinking(prompt_end)
+        return required_grammar(
+            self.form, self.required, special, several=not self.one_call, is_thinking=is_thinking
+        )
+
+    def _begins_thinking(self, prompt_end: str) -> bool:
+        """Return whether the answer begins within thinking."""
+        thinking = self.form.reasoning
+        if thinking is None:
+            return False
+        return thinking.ends(prompt_end) if self.continued is None else thinking.is_open_in(self.continued)
 
 
 def plan_chat(chat: ChatPrompt, template: ChatTemplate | None, form: AnswerFormat) -> ChatPlan:
@@ -79,8 +98,6 @@ def plan_chat(chat: ChatPrompt, template: ChatTemplate | None, form: AnswerForma
             "this model's chat template shows no format of tool calls that is known here: take another model, or start "
             f"the gateway with --tool-parser {DESCRIBED}, which describes the tools in the system message",
         )
-    if chat.tool_choice == "required":
-        raise Unsupported("tool_choice", "a call cannot be required yet: give auto, or leave tool_choice out")
     messages: Sequence[MessageDict] = chat.messages
     tools: Sequence[Mapping[str, Any]] | None = chat.tools
     if template is not None and not template.writes_tools:
@@ -97,9 +114,17 @@ def plan_chat(chat: ChatPrompt, template: ChatTemplate | None, form: AnswerForma
         variables,
         form,
         OfferedTools.of(chat.tools),
-        one_call=not chat.parallel_tool_calls,
+        one_call=not chat.parallel_tool_calls or chat.required_tool is not None,
         continued=continued,
+        required=_required(chat),
     )
+
+
+def _required(chat: ChatPrompt) -> OfferedTools | None:
+    if chat.tool_choice != "required":
+        return None
+    chosen = [tool for tool in chat.tools if chat.required_tool in (None, tool["function"]["name"])]
+    return OfferedTools.of(chosen)
 
 
 def _effort_variables(effort: str | None, source: str) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 
-from treeswarm_client.tool_calls.call_reader import LONGEST_HEADER, CallReader, read_closer
-from treeswarm_client.tool_calls.json_calls import JsonCalls
+from treeswarm_client.tool_calls.bodies.call_reader import LONGEST_HEADER, CallReader, read_closer
+from treeswarm_client.tool_calls.bodies.json_calls import LIST, JsonCalls
+from treeswarm_client.tool_calls.lark import LarkWriter
+from treeswarm_client.tool_calls.offered import OfferedTools
 from treeswarm_client.tool_calls.reader import BrokenCall, Reading
 
 FENCE = "```"
@@ -15,6 +17,7 @@ class DeepSeekCall:
 
     separator: str
     closer: str
+    holds_several: bool = False
 
     @property
     def marks(self) -> tuple[str, ...]:
@@ -34,6 +37,15 @@ class DeepSeekCall:
         calls.end()
         yield from read_closer(calls, self.closer)
 
+    def grammar(self, lark: LarkWriter, tools: OfferedTools, *, several: bool) -> str:
+        forms = []
+        for name, schema in tools.schemas.items():
+            arguments = lark.arguments(schema)
+            forms.append(f"{lark.text(name + self.separator)} {arguments} {lark.text(self.closer)}")
+            fenced, end = f"function{self.separator}{name}\n{FENCE}json\n", f"\n{FENCE}{self.closer}"
+            forms.append(f"{lark.text(fenced)} {arguments} {lark.text(end)}")
+        return lark.either(forms)
+
 
 @dataclass(frozen=True)
 class KimiCall:
@@ -41,6 +53,7 @@ class KimiCall:
 
     begin: str
     closer: str
+    holds_several: bool = False
 
     @property
     def marks(self) -> tuple[str, ...]:
@@ -56,6 +69,13 @@ class KimiCall:
         calls.end()
         yield from read_closer(calls, self.closer)
 
+    def grammar(self, lark: LarkWriter, tools: OfferedTools, *, several: bool) -> str:
+        forms = [
+            f"{lark.text(f'functions.{name}:')} /[0-9]+/ {lark.text(self.begin)} {lark.arguments(schema)}"
+            for name, schema in tools.schemas.items()
+        ]
+        return f"{lark.either(forms)} {lark.text(self.closer)}"
+
 
 @dataclass(frozen=True)
 class MistralCalls:
@@ -64,6 +84,7 @@ class MistralCalls:
     arguments: str = "[ARGS]"
     id: str = "[CALL_ID]"
     closer: str = ""
+    holds_several: bool = False
 
     @property
     def marks(self) -> tuple[str, ...]:
@@ -80,6 +101,15 @@ class MistralCalls:
             id, _ = yield from calls.text.text_until((self.arguments,), LONGEST_HEADER)
         yield from calls.object_arguments(name.strip(), id)
         calls.end()
+
+    def grammar(self, lark: LarkWriter, tools: OfferedTools, *, several: bool) -> str:
+        # Tokenizers from version 11 on have a token for arguments; before, calls were a list.
+        if self.arguments not in lark.special:
+            return JsonCalls(brackets=LIST).grammar(lark, tools, several=several)
+        forms = [
+            f"{lark.text(name + self.arguments)} {lark.arguments(schema)}" for name, schema in tools.schemas.items()
+        ]
+        return lark.either(forms)
 
     def _header(self, calls: CallReader) -> Reading[tuple[str, str]]:
         """Read the name and what comes after it; the brace of arguments that follow at once is not read."""

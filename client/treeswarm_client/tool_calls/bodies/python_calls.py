@@ -2,13 +2,14 @@
 
 import ast
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from treeswarm_client.tool_calls.call_reader import CallReader, read_closer
-from treeswarm_client.tool_calls.json_calls import JsonCalls
-from treeswarm_client.tool_calls.offered import WORDS
+from treeswarm_client.tool_calls.bodies.call_reader import CallReader, read_closer
+from treeswarm_client.tool_calls.bodies.json_calls import JsonCalls
+from treeswarm_client.tool_calls.lark import Item, LarkWriter, parameters
+from treeswarm_client.tool_calls.offered import WORDS, OfferedTools
 from treeswarm_client.tool_calls.reader import BrokenCall, Reading
 
 BRACKETS = {"(": ")", "[": "]", "{": "}"}
@@ -16,6 +17,8 @@ BRACKETS = {"(": ")", "[": "]", "{": "}"}
 LONGEST_EXPRESSION = 100_000
 # Name of the method by which Llama 3's built-in tools are called.
 BUILT_IN = "call"
+# How Llama 3 writes a call in JSON.
+PARAMETERS = '{{"name": {name}, "parameters": {arguments}}}'
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,7 @@ class PythonCalls:
     """Reads `[f(a=1), g()]`, or one call alone."""
 
     closer: str = ""
+    holds_several: bool = True
     needs_known_names: bool = False
     """Whether only expressions that name offered tools are calls."""
 
@@ -42,12 +46,25 @@ class PythonCalls:
             calls.end()
         yield from read_closer(calls, self.closer)
 
+    def grammar(self, lark: LarkWriter, tools: OfferedTools, *, several: bool) -> str:
+        made = lark.either([self._one(lark, name, schema) for name, schema in tools.schemas.items()])
+        made = lark.repeated(made, lark.text(", "), several=several)
+        return f"{lark.text('[')} {made} {lark.text(']' + self.closer)}"
+
+    def _one(self, lark: LarkWriter, name: str, schema: Mapping[str, Any]) -> str:
+        items = [
+            Item(f"{lark.text(f'{key}=')} {lark.json(value)}", is_required)
+            for key, value, is_required in parameters(schema)
+        ]
+        return f"{lark.text(f'{name}(')} {lark.sequence(items, lark.text(', '))} {lark.text(')')}"
+
 
 @dataclass(frozen=True)
 class PythonTag:
     """Reads what follows Llama 3's `<|python_tag|>`: JSON objects, or a built-in tool as `name.call(query="…")`."""
 
     closer: str = ""
+    holds_several: bool = False
 
     @property
     def marks(self) -> tuple[str, ...]:
@@ -57,6 +74,9 @@ class PythonTag:
         yield from calls.text.spaces()
         is_json = (yield from calls.text.peek()) == "{"
         yield from (JsonCalls() if is_json else PythonCalls()).read(calls)
+
+    def grammar(self, lark: LarkWriter, tools: OfferedTools, *, several: bool) -> str:
+        return JsonCalls(form=PARAMETERS).grammar(lark, tools, several=several)
 
 
 def _read_expression(calls: CallReader, *, begins_with_name: bool) -> Reading[str]:

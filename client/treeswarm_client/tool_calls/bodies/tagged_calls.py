@@ -2,8 +2,11 @@
 
 import json
 from dataclasses import dataclass
+from typing import Any
 
-from treeswarm_client.tool_calls.call_reader import LONGEST_HEADER, CallReader, read_closer
+from treeswarm_client.tool_calls.bodies.call_reader import LONGEST_HEADER, CallReader, read_closer
+from treeswarm_client.tool_calls.lark import LarkWriter, parameters
+from treeswarm_client.tool_calls.offered import OfferedTools
 from treeswarm_client.tool_calls.reader import BrokenCall, Reading
 
 
@@ -27,6 +30,7 @@ class TaggedCalls:
     closer: str
     own_lines: bool
     """Whether a value stands on lines of its own, whose breaks are not part of it."""
+    holds_several: bool = False
     begins_with_function: bool = False
     """Whether the mark that was read already is the text before the name."""
 
@@ -49,6 +53,31 @@ class TaggedCalls:
             if not (yield from calls.text.comes(self.function)):
                 break
         yield from read_closer(calls, self.closer)
+
+    def grammar(self, lark: LarkWriter, tools: OfferedTools, *, several: bool) -> str:
+        functions = lark.either([self._function(lark, name, tools) for name in tools.schemas])
+        line = lark.text("\n") if self.own_lines else '"\\n"?' if self.function else ""
+        if self.holds_several:
+            functions = lark.repeated(functions, lark.text("\n"), several=several)
+        return f"{line} {functions} {lark.text(self.closer)}"
+
+    def _function(self, lark: LarkWriter, name: str, tools: OfferedTools) -> str:
+        written = [lark.text(f"{self.function}{name}{self.name_end}"), '"\\n"?']
+        for key, schema, is_required in parameters(tools.schemas[name]):
+            one = f'{lark.text(self.key + key + self.key_end)} {self._value(lark, name, key, schema, tools)} "\\n"?'
+            written.append(one if is_required else f"({one})?")
+        end = f'{lark.text(self.function_end)} "\\n"?' if self.function_end else ""
+        return lark.rule(" ".join([*written, end]))
+
+    def _value(self, lark: LarkWriter, tool: str, key: str, schema: Any, tools: OfferedTools) -> str:
+        begin = f'"\\n"? {lark.text(self.value)}' if self.value else '"\\n"' if self.own_lines else ""
+        end = ("\n" if self.own_lines else "") + self.value_end
+        choices = schema.get("enum") if isinstance(schema, dict) else None
+        if choices and all(isinstance(choice, str) for choice in choices):
+            return f"{begin} {lark.either([lark.text(choice) for choice in choices])} {lark.text(end)}"
+        if tools.is_text(tool, key):
+            return f"{begin} {lark.up_to(end)}"
+        return f"{begin} {lark.json(schema)} {lark.text(end)}"
 
     def _read_function(self, calls: CallReader) -> Reading[None]:
         name, known_end = yield from self._read_name(calls)

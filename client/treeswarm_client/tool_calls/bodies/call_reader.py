@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from treeswarm_client.tool_calls.events import EventCollector
+from treeswarm_client.tool_calls.lark import LarkWriter
 from treeswarm_client.tool_calls.offered import OfferedTools
 from treeswarm_client.tool_calls.reader import BrokenCall, Reading, TextReader, read_json_value
 
@@ -59,6 +60,15 @@ class CallBody(Protocol):
 
     def read(self, calls: CallReader) -> Reading[None]:
         """Read the calls.  Raises BrokenCall if the text is none."""
+        ...
+
+    def grammar(self, lark: LarkWriter, tools: OfferedTools, *, several: bool) -> str:
+        """Return the expression of what it reads: a call of one of the tools, or several calls if a list holds them."""
+        ...
+
+    @property
+    def holds_several(self) -> bool:
+        """Whether one body holds several calls, so that it comes only once."""
         ...
 
 

@@ -1,14 +1,22 @@
 """Calls that are JSON objects with the function's name and arguments, alone, in a list, or one after the other."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-from treeswarm_client.tool_calls.call_reader import CallReader, read_closer
+from treeswarm_client.tool_calls.bodies.call_reader import CallReader, read_closer
+from treeswarm_client.tool_calls.lark import LarkWriter
+from treeswarm_client.tool_calls.offered import OfferedTools
 from treeswarm_client.tool_calls.reader import BrokenCall, Reading, read_json_string, read_json_value
 
 NAMES = ("name", "tool_name")
 ARGUMENTS = ("arguments", "parameters", "args")
 IDS = ("id", "tool_call_id")
+# How most models write a list of calls.
+LIST = ("[", ", ", "]")
+# Stand in a form for what the grammar has there.
+HERE, NUMBER = "\0", "\1"
 
 
 @dataclass(frozen=True)
@@ -21,10 +29,20 @@ class JsonCalls:
     """Characters between objects that are in no list."""
     needs_known_names: bool = False
     """Whether only objects that name an offered tool are calls: nothing but their shape tells them from an answer."""
+    form: str = '{{"name": {name}, "arguments": {arguments}}}'
+    """How a model that must call writes an object; `{number}` is the number of the call."""
+    brackets: tuple[str, str, str] | None = None
+    """What a model that must call writes before, between and after its calls if they are a list."""
+    line: str = ""
+    """What it writes on both sides of them."""
 
     @property
     def marks(self) -> tuple[str, ...]:
         return (self.closer,) if self.closer else ()
+
+    @property
+    def holds_several(self) -> bool:
+        return self.brackets is not None
 
     def read(self, calls: CallReader) -> Reading[None]:
         yield from calls.text.spaces()
@@ -41,6 +59,19 @@ class JsonCalls:
                 break
         calls.text.mark()
         yield from read_closer(calls, self.closer)
+
+    def grammar(self, lark: LarkWriter, tools: OfferedTools, *, several: bool) -> str:
+        calls = lark.either([self._one(lark, name, schema) for name, schema in tools.schemas.items()])
+        if self.brackets is not None:
+            begin, between, end = map(lark.text, self.brackets)
+            calls = f"{begin} {lark.repeated(calls, between, several=several)} {end}"
+        return f"{lark.text(self.line)} {calls} {lark.text(self.line + self.closer)}"
+
+    def _one(self, lark: LarkWriter, name: str, schema: Mapping[str, Any]) -> str:
+        written = self.form.format(name=json.dumps(name), arguments=HERE, number=NUMBER)
+        parts = [part.split(NUMBER) for part in written.split(HERE)]
+        texts = [" /[0-9]+/ ".join(map(lark.text, part)) for part in parts]
+        return f" {lark.arguments(schema)} ".join(texts)
 
     def _separator(self, calls: CallReader) -> Reading[bool]:
         character = yield from calls.text.peek()
