@@ -2,7 +2,8 @@
 
 FILE is a Jinja file, a wheel with Jinja files, or a Python file with templates as strings in it (also inside a wheel).
 `pip download --no-deps trl unsloth` brings about a hundred templates of real models.  Each writes ten conversations,
-with tools, thinking, system turns and a message to continue.  Exits with 1 if any text or refusal differs.
+with tools, thinking, system turns and a message to continue.  An answer with a call, as each template writes it, is
+then read in the format that the template shows.  Exits with 1 if a text, a refusal or a call that is read differs.
 """
 
 import argparse
@@ -22,6 +23,10 @@ from transformers import PreTrainedTokenizerFast
 from treeswarm.errors import BadRequest
 from treeswarm_client.chat_template.environment import compile_template
 from treeswarm_client.chat_template.template import ChatTemplate, CompiledTemplate
+from treeswarm_client.tool_calls.events import ArgumentsText, CallBegun
+from treeswarm_client.tool_calls.formats import find_format
+from treeswarm_client.tool_calls.offered import OfferedTools
+from treeswarm_client.tool_calls.parser import AnswerParser
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
 WEATHER = {
@@ -175,6 +180,35 @@ def compare(templates: Iterable[tuple[str, str]], tokenizer: Any) -> Iterator[tu
                 yield name, title, "only here" if theirs is None else "DIFFERENT"
 
 
+def read_back(source: str) -> str | None:
+    """Write an answer with a call, read it character by character, and return what became of the call.
+
+    Returns None if the template writes no call, or none after the prompt for an answer.
+    """
+    template = ChatTemplate(CompiledTemplate(compile_template(source), source, SPECIAL))
+    made = call(1, "get_weather", city='Zü"r <b>', days=2)
+    for fields in ({"content": "I look."}, {"content": ""}):
+        prompt = render_here(template, [USER], {"tools": TOOLS})
+        whole = render_here(
+            template, [USER, assistant(**fields, tool_calls=[made])], {"tools": TOOLS, "add_generation_prompt": False}
+        )
+        if prompt is not None and whole is not None and "get_weather" in (answer := _after(prompt, whole)):
+            form = find_format(source)
+            parser = AnswerParser(form, OfferedTools.of(TOOLS))
+            events = [event for character in answer for event in parser.feed(character)] + parser.finish()
+            name = "".join(event.name for event in events if isinstance(event, CallBegun))
+            arguments = "".join(event.text for event in events if isinstance(event, ArgumentsText))
+            same = name == "get_weather" and json.loads(arguments) == json.loads(made["function"]["arguments"])
+            return "read back" if same else "READ AS ANOTHER"
+    return None
+
+
+def _after(prompt: str, whole: str) -> str:
+    """Return what of a conversation follows the prompt; a prompt may end with thinking that an answer leaves out."""
+    same = next((at for at, (one, other) in enumerate(zip(prompt, whole, strict=False)) if one != other), len(prompt))
+    return whole[same:] if same == len(prompt) else whole[whole.rfind("\n", 0, same) + 1 :]
+
+
 def _in_parts(message: dict[str, Any]) -> dict[str, Any]:
     content = message.get("content")
     return {**message, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else message
@@ -191,8 +225,13 @@ def main() -> int:
         if outcome in ("DIFFERENT", "only here"):
             print(f"{outcome}: {title}, {name}")
     counts = Counter(outcome for _, _, outcome in outcomes)
+    calls = {name: outcome for name, source in templates if (outcome := read_back(source))}
+    for name, outcome in calls.items():
+        if outcome == "READ AS ANOTHER":
+            print(f"{outcome}: {name}")
+    counts.update(f"calls {outcome}" for outcome in calls.values())
     print(json.dumps({"templates": len(templates), "texts": len(outcomes), **counts}))
-    return 1 if counts["DIFFERENT"] else 0
+    return 1 if counts["DIFFERENT"] or counts["calls READ AS ANOTHER"] else 0
 
 
 if __name__ == "__main__":

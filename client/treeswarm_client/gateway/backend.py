@@ -6,13 +6,14 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from dataclasses import InitVar, dataclass, field
+from dataclasses import InitVar, dataclass, field, replace
 from functools import partial
 from hashlib import blake2b
 
 from treeswarm.errors import BadRequest, ModelError, SwarmError
 from treeswarm.model_sources.generation_config import GenerationDefaults
 from treeswarm.protocol.prefix import SCOPE_BYTES
+from treeswarm.protocol.text_rules import Grammar
 from treeswarm.tasks import cancelled, keep_running
 from treeswarm_client.client import SwarmClient
 from treeswarm_client.discovery.prober import Prober
@@ -251,6 +252,8 @@ class Backend:
             # The time to an answer must not reveal to one caller what another has sent.
             "prefix_secret": blake2b(caller, key=self._secret, digest_size=SCOPE_BYTES).digest(),
         }
+        if plan is not None and (grammar := self._required_grammar(plan, prompts[0])) is not None:
+            options["rules"] = replace(options["rules"], grammar=grammar)
         runs, watched, traces, reserved = [], [], [], 0
         for prompt in prompts:
             length = self._length(request, len(prompt))
@@ -331,6 +334,12 @@ class Backend:
         source = template.source if template is not None else ""
         form = find_format(source, self.config.tool_parser, self.config.reasoning_parser)
         return plan_chat(chat, template, form)
+
+    def _required_grammar(self, plan: ChatPlan, prompt: Sequence[int]) -> Grammar | None:
+        """Return the grammar of an answer that must call a tool, or None if it need not.  Raises BadRequest."""
+        added = self.client.tokenizer.get_added_tokens_decoder()
+        special = {token.content: id for id, token in added.items() if token.special}
+        return plan.grammar(self.client.decode(prompt[-PROMPT_END:]), special)
 
     def _make_splitter(self, plan: ChatPlan | None, run: Run) -> AnswerSplitter:
         if plan is None:

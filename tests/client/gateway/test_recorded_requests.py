@@ -21,8 +21,6 @@ APIS = {
 
 def refused_parameters(api: Api, body: dict[str, Any]) -> set[str]:
     """Return the parameters of a request that the table does not honour at their values."""
-    if isinstance(body.get("tool_choice"), dict):  # a call that must come
-        return {"tool_choice"}
     known = {parameter.name: parameter for parameter in parameters_of(api)}
     return {
         name

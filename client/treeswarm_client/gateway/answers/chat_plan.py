@@ -70,9 +70,7 @@ class ChatPlan:
         if self.required is None:
             return None
         is_thinking = self._begins_thinking(prompt_end)
-        return required_grammar(
-            self.form, self.required, special, several=not self.one_call, is_thinking=is_thinking
-        )
+        return required_grammar(self.form, self.required, special, several=not self.one_call, is_thinking=is_thinking)
 
     def _begins_thinking(self, prompt_end: str) -> bool:
         """Return whether the answer begins within thinking."""

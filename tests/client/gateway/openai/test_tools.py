@@ -111,6 +111,23 @@ async def test_only_one_call_where_parallel_calls_are_off(tmp_path: Path) -> Non
         assert choice.message.content == "Now."
 
 
+async def test_a_call_that_must_come_has_a_grammar(tmp_path: Path) -> None:
+    async with scripted_gateway(tmp_path, TEMPLATE) as (client, api):
+        client.answer = hermes_call("weather", city="Bern")
+        for choice, names in (
+            ("required", ("weather", "add")),
+            ({"type": "function", "function": {"name": "weather"}}, ("weather",)),
+        ):
+            answer = await ask(api, tools=[WEATHER, ADD], tool_choice=choice, extra_body={"min_p": 0.1})
+            assert answer.finish_reason == "tool_calls"
+            rules = client.options["rules"]
+            assert (rules.min_p, rules.grammar.kind) == (0.1, "lark")
+            assert tuple(name for name in ("weather", "add") if f'\\"{name}\\"' in rules.grammar.text) == names
+            assert ("add" in client.prompt, "weather" in client.prompt) == (True, True)
+        await ask(api, tools=[WEATHER, ADD])
+        assert client.options["rules"].grammar is None
+
+
 async def test_a_call_that_the_length_cuts_ends_with_length(tmp_path: Path) -> None:
     async with scripted_gateway(tmp_path, TEMPLATE) as (client, api):
         client.answer, client.finish = '<tool_call>\n{"name": "weather", "arguments": {"city": "Zü', "length"
