@@ -75,7 +75,7 @@ class OpenedClient:
             folder,
             shape,
             config_digest(read_config(folder)),
-            load_prompt_encoder(nodes.model, folder),
+            load_prompt_encoder(nodes.model, folder, shape.max_positions),
             read_generation_defaults(folder),
             transport,
             GrammarLoader(folder, shape.vocab_size),

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,10 @@ from tokenizers import Tokenizer
 from treeswarm.errors import BadRequest, TooLong
 from treeswarm.model_files import load_tokenizer
 from treeswarm_client.chat_template import ChatTemplate, MessageDict, load_chat_template
+
+# A text is refused unread if its tokens would have to be so many times as long as the longest one: a tokenizer may drop
+# or combine characters before it divides a text, though few of them.
+LEAST_SHARE = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,11 +26,20 @@ class PromptEncoder:
     tokenizer: Tokenizer
     chat: ChatTemplate | None
     """The model's chat template, or None if it has none."""
+    max_positions: int | None = None
+    """Number of tokens of the model's context, or None if that is not known here."""
+
+    @cached_property
+    def most_characters(self) -> int | None:
+        """Number of characters beyond which a text surely does not fit, or None if it is not known."""
+        if self.max_positions is None:
+            return None
+        return self.max_positions * LEAST_SHARE * max(map(len, self.tokenizer.get_vocab()), default=1)
 
     def encode(self, prompt: str, *, special: bool = True) -> list[int]:
         """Return the prompt's token ids, with `special` after those that begin every text of the model.
 
-        Raises BadRequest for text that is not Unicode.
+        Raises BadRequest for text that is not Unicode, and TooLong for text that cannot fit into the context.
         """
         return self._ids(prompt, special=special)
 
@@ -44,7 +57,7 @@ class PromptEncoder:
     ) -> list[int]:
         """Return the token ids of a conversation, up to where the model's reply begins; see `ChatTemplate.render`.
 
-        Raises BadRequest if there is no chat template, or if it refuses the messages.
+        Raises BadRequest if there is no chat template, or if it refuses the messages, and TooLong as `encode` does.
         """
         if self.chat is None:
             raise BadRequest(f"'{self.model}' has no chat template: it only continues texts, as `swarm generate` does")
@@ -54,17 +67,23 @@ class PromptEncoder:
         return self._ids(text, special=False)
 
     def _ids(self, text: str, *, special: bool) -> list[int]:
+        if self.most_characters is not None and len(text) > self.most_characters:
+            raise TooLong(
+                f"a text of {len(text)} characters cannot fit into the model's context of {self.max_positions} tokens: "
+                "shorten it"
+            )
         try:
-            return list(self.tokenizer.encode(text, add_special_tokens=special).ids)
+            # A batch, because `encode` holds the interpreter's lock: a text of 4 MB would stop the whole program.
+            return list(self.tokenizer.encode_batch([text], add_special_tokens=special)[0].ids)
         except (TypeError, UnicodeError):  # half of a surrogate pair, as JSON may bring it
             raise BadRequest("the text contains lone surrogates, which are no characters: send valid Unicode") from None
 
 
-def load_prompt_encoder(model: str, folder: Path) -> PromptEncoder:
-    """Return the encoder of the model in `folder`.  Raises ModelError."""
+def load_prompt_encoder(model: str, folder: Path, max_positions: int | None = None) -> PromptEncoder:
+    """Return the encoder of the model in `folder`, whose context has `max_positions` tokens.  Raises ModelError."""
     file = folder / "tokenizer.json"
     changed = file.stat().st_mtime_ns if file.exists() else 0
-    return PromptEncoder(model, _load_tokenizer(folder, changed), load_chat_template(folder))
+    return PromptEncoder(model, _load_tokenizer(folder, changed), load_chat_template(folder), max_positions)
 
 
 @lru_cache(maxsize=1)
