@@ -55,13 +55,18 @@ async def launch_browser() -> AsyncIterator[Browser]:
         await browser.close()
 
 
-async def open_page(context: BrowserContext, url: str, path: str) -> WatchedPage:
-    """Open a page of the server at `url`.  What it loads from elsewhere fails, as without a network."""
+async def open_page(context: BrowserContext, url: str, path: str, *, offline: bool = False) -> WatchedPage:
+    """Open a page of the server at `url`.
+
+    What it loads from elsewhere fails if `offline`, as without a network; every request is then looked at, which costs
+    half a second of processor time per page.
+    """
 
     async def load(route: Route) -> None:
         await (route.continue_() if route.request.url.startswith(url) else route.abort())
 
-    await context.route("**/*", load)
+    if offline:
+        await context.route("**/*", load)
     watched = WatchedPage(await context.new_page())
     await watched.page.goto(f"{url}{path}")
     return watched

@@ -8,11 +8,18 @@ from typing import Any
 import pytest
 from playwright.async_api import BrowserContext, expect
 from tests.support.chat_page import answers, ask, open_chat, questions, roles, settings
-from tests.support.scripted_gateway import CUT, ROUTE, Refused, ScriptedGateway, answer, delta
+from tests.support.scripted_gateway import CUT, ROUTE, Refused, Script, ScriptedGateway, answer, delta
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 EVIL = "<img src=x onerror=alert(1)>"
-LOST = "The connection to the gateway ended in the middle of the answer."
+HALF = delta(content="Half")
+FAILURES: list[tuple[Script, str]] = [
+    (Refused(400, "top_q is not known"), "The gateway refused this request: top_q is not known."),
+    (Refused(429, "32 generations run already"), "The gateway is busy: 32 generations run already."),
+    (Refused(503, "no node serves blocks 3:5"), "The swarm cannot answer now: no node serves blocks 3:5."),
+    ([HALF, {"error": {"message": "a gateway is stopped"}}], "A gateway is stopped."),
+    ([HALF, CUT], "The connection to the gateway ended in the middle of the answer."),
+]
 
 
 async def test_conversation_is_sent_shown_and_kept(context: BrowserContext, gateway: ScriptedGateway) -> None:
@@ -247,38 +254,22 @@ async def test_reasoning_is_collapsed(context: BrowserContext, gateway: Scripted
     assert watched.problems == []
 
 
-@pytest.mark.parametrize(
-    ("script", "sentence"),
-    [
-        (Refused(400, "top_q is not known"), "The gateway refused this request: top_q is not known."),
-        (Refused(429, "32 generations run already"), "The gateway is busy: 32 generations run already."),
-        (Refused(503, "no node serves blocks 3:5"), "The swarm cannot answer now: no node serves blocks 3:5."),
-        (
-            [delta(content="Half"), {"error": {"message": "the gateway is being stopped"}}],
-            "The gateway is being stopped",
-        ),
-        ([delta(content="Half"), CUT], LOST),
-    ],
-    ids=["400", "429", "503", "error in the stream", "lost stream"],
-)
-async def test_failure_is_a_sentence_with_a_retry(
-    context: BrowserContext, gateway: ScriptedGateway, script: Any, sentence: str
-) -> None:
-    watched = await open_chat(context, gateway)
-    page = watched.page
-    gateway.will(script, answer("Here it is."))
-    await ask(page, "Something.")
-    alert = answers(page).get_by_role("alert")
-    await expect(alert).to_contain_text(sentence)
-    await page.get_by_role("button", name="Try again").click()
-    await expect(answers(page)).to_contain_text("Here it is.")
-    assert roles(gateway.requests[1]) == [("user", "Something.")]
-    versions = page.get_by_role("group", name="Versions of this answer")
-    if isinstance(script, Refused):
-        await expect(versions).to_be_hidden()
-    else:
-        await versions.get_by_role("button", name="Earlier version").click()  # what came is kept
-        await expect(answers(page)).to_contain_text("Half")
+async def test_failure_is_a_sentence_with_a_retry(context: BrowserContext, gateway: ScriptedGateway) -> None:
+    page = (await open_chat(context, gateway)).page
+    for script, sentence in FAILURES:
+        gateway.will(script, answer("Here it is."))
+        await page.get_by_role("link", name="New conversation", exact=True).click()
+        await ask(page, "Something.")
+        await expect(answers(page).get_by_role("alert")).to_contain_text(sentence)
+        await page.get_by_role("button", name="Try again").click()
+        await expect(answers(page)).to_contain_text("Here it is.")
+        assert roles(gateway.requests[-1]) == [("user", "Something.")]
+        versions = page.get_by_role("group", name="Versions of this answer")
+        if isinstance(script, Refused):
+            await expect(versions).to_be_hidden()
+        else:
+            await versions.get_by_role("button", name="Earlier version").click()  # what came is kept
+            await expect(answers(page)).to_contain_text("Half")
 
 
 async def test_reload_in_mid_answer_keeps_what_came(context: BrowserContext, gateway: ScriptedGateway) -> None:

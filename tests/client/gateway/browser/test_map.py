@@ -36,7 +36,7 @@ async def served(swarm: LocalSwarm) -> AsyncIterator[Gateway]:
 
 
 async def open_map(context: BrowserContext, served: Gateway, path: str = "/map/") -> WatchedPage:
-    return await open_page(context, served.url, path)
+    return await open_page(context, served.url, path, offline=True)
 
 
 async def generate(served: Gateway, tokens: int = 48) -> str:
@@ -267,6 +267,8 @@ async def test_key_is_asked_for_and_kept_for_the_tab(context: BrowserContext, sw
             await page.goto(f"{locked.url}/")
             watched.problems.clear()
             await expect(page.locator("#link")).to_have_text("ready")
+            await page.get_by_role("button", name="Settings", exact=True).click()
+            await page.get_by_label("Longest answer").fill("24")
             await page.get_by_role("textbox", name="Message").fill(PROMPT)
             await page.keyboard.press("Enter")
             answer = page.get_by_role("article", name="Answer")
