@@ -53,6 +53,23 @@ async def test_prompt_may_be_an_argument_a_file_or_piped_in(three_nodes: LocalSw
         assert "12 tokens in" in result.stderr
 
 
+async def test_text_has_the_form_that_a_flag_names(three_nodes: LocalSwarm, tmp_path: Path) -> None:
+    """Tokens that must follow come together, and a schema that cannot be followed is refused in words."""
+    schema, wrong = tmp_path / "schema.json", tmp_path / "wrong.json"
+    kinds = {"type": "object", "properties": {"kind": {"enum": ["function", "class"]}}, "required": ["kind"]}
+    schema.write_text(json.dumps(kinds | {"additionalProperties": False}))
+    wrong.write_text('{"not": {}}')
+    formed = await run_swarm("generate", PROMPT, *flags_for(three_nodes), "--json-schema", schema, "--json")
+    assert formed.returncode == 0, formed.stderr
+    answer = json.loads(formed.stdout)
+    assert json.loads(answer["text"])["kind"] in ("function", "class")
+    assert answer["finish_reason"] == "stop"
+    assert answer["stats"]["tokens_per_traversal"] > 2
+    refused = await run_swarm("generate", PROMPT, *flags_for(three_nodes), "--json-schema", wrong)
+    assert refused.returncode == 1
+    assert 'the grammar cannot be used: Unimplemented keys: ["not"]' in refused.stderr
+
+
 async def test_chat_template_that_does_not_compile_stops_no_generation(three_nodes: LocalSwarm, tmp_path: Path) -> None:
     folder = shutil.copytree(resolve_model("demo"), tmp_path / "demo")
     (folder / "chat_template.jinja").write_text("{% for %}")

@@ -15,6 +15,7 @@ from treeswarm.model_sources.generation_config import GenerationDefaults
 from treeswarm.protocol.address import Address
 from treeswarm.protocol.messages import NumericsClass
 from treeswarm.protocol.sampling import SamplingSettings
+from treeswarm.protocol.text_rules import Grammar
 from treeswarm_client.gateway.app import make_app
 from treeswarm_client.gateway.backend import Backend
 from treeswarm_client.gateway.config import ApiKeys, GatewayConfig, GatewayLimits
@@ -48,6 +49,9 @@ class ScriptedClient:
         self.calls: list[Mapping[str, Any]] = []
         """Arguments of every call of `stream`."""
         self.encode, self.decode, self.encode_chat = self.prompts.encode, self.prompts.decode, self.prompts.encode_chat
+
+    async def compile_grammar(self, grammar: Grammar) -> None:
+        """Take every grammar."""
 
     def stream(self, prompt: Sequence[int], **options: Any) -> Run:
         """Return a run of the scripted text, which ends as one of a swarm does."""

@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import contextlib
+import json
 import logging
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -13,10 +14,12 @@ from typing import Any
 from rich.console import Console
 
 from treeswarm.errors import BadRequest, ModelError, SwarmError
+from treeswarm.grammar.notation import lark_from
 from treeswarm.keys import read_swarm_key
 from treeswarm.model_files import HubOptions
 from treeswarm.model_sources.generation_config import GenerationDefaults, rules_from
 from treeswarm.protocol.records import NodeRecord
+from treeswarm.protocol.text_rules import Grammar
 from treeswarm.registry import check_swarm_key, client_registry
 from treeswarm.transport.seam import Transport
 from treeswarm.transport.tls import Security
@@ -127,6 +130,7 @@ def add_sampling_flags(parser: argparse.ArgumentParser, *, max_new_tokens: int) 
     parser.add_argument("--top-k", type=int, metavar="K", help="sample from the K most likely tokens (0: all)")
     for name, (kind, metavar, words) in RULE_FLAGS.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=metavar, help=words)
+    add_form_flags(parser)
     add_generation_config_flag(parser)
     parser.add_argument(
         "--seed", type=int, default=0, help="seed of sampling: the same seed repeats a text (default 0)"
@@ -134,6 +138,41 @@ def add_sampling_flags(parser: argparse.ArgumentParser, *, max_new_tokens: int) 
     parser.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="end before this text (may be repeated)"
     )
+
+
+def add_form_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags for the form of the text, of which a command line has one at most."""
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json-schema", type=Path, metavar="FILE", help="write JSON after the schema in this file")
+    form.add_argument("--json-object", action="store_true", help="write a JSON object")
+    form.add_argument("--regex", metavar="PATTERN", help="write a text that matches this pattern as a whole")
+    form.add_argument("--choice", action="append", metavar="TEXT", help="write one of these texts (repeat the flag)")
+    form.add_argument(
+        "--grammar",
+        type=Path,
+        metavar="FILE",
+        help="write a text of the grammar in this file (Lark or GBNF)",
+    )
+
+
+def named_grammar(args: argparse.Namespace) -> Grammar | None:
+    """Return the form of the text that the command line names.  Raises BadRequest for a file that cannot be used."""
+    if args.json_schema is not None:
+        return Grammar("json_schema", _read_text(args.json_schema))
+    if args.json_object:
+        return Grammar("json_object")
+    if args.regex is not None:
+        return Grammar("regex", args.regex)
+    if args.choice:
+        return Grammar("choice", json.dumps(args.choice))
+    return None if args.grammar is None else Grammar("lark", lark_from(_read_text(args.grammar)))
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadRequest(f"{path} cannot be read ({error}): name a text file") from None
 
 
 def add_generation_config_flag(parser: argparse.ArgumentParser) -> None:
@@ -317,7 +356,9 @@ def named_sampling(args: argparse.Namespace) -> dict[str, Any]:
 
 def named_rules(args: argparse.Namespace) -> dict[str, Any]:
     """Return the fields of `TextRules` that the command line names."""
-    return {name: getattr(args, name) for name in RULE_FLAGS if getattr(args, name) is not None}
+    rules = {name: getattr(args, name) for name in RULE_FLAGS if getattr(args, name) is not None}
+    grammar = named_grammar(args)
+    return rules if grammar is None else {**rules, "grammar": grammar}
 
 
 def describe_defaults(args: argparse.Namespace, defaults: GenerationDefaults) -> str | None:

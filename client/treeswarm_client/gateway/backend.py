@@ -252,8 +252,10 @@ class Backend:
             # The time to an answer must not reveal to one caller what another has sent.
             "prefix_secret": blake2b(caller, key=self._secret, digest_size=SCOPE_BYTES).digest(),
         }
-        if plan is not None and (grammar := self._required_grammar(plan, prompts[0])) is not None:
-            options["rules"] = replace(options["rules"], grammar=grammar)
+        if plan is not None and (required := self._required_grammar(plan, prompts[0])) is not None:
+            options["rules"] = replace(options["rules"], grammar=required)
+        if (grammar := options["rules"].grammar) is not None:
+            await client.compile_grammar(grammar)
         runs, watched, traces, reserved = [], [], [], 0
         for prompt in prompts:
             length = self._length(request, len(prompt))

@@ -1,12 +1,14 @@
 """`swarm generate` and `swarm chat` choose tokens as transformers does with the model's own generation config."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from treeswarm.errors import BadRequest
 from treeswarm.model_sources.generation_config import GenerationDefaults
-from treeswarm.protocol.text_rules import TextRules
+from treeswarm.protocol.text_rules import Grammar, TextRules
 from treeswarm_client.cli.flags import add_sampling_flags, describe_defaults, sampling_of
 
 # As Qwen2.5 publishes it, in part.
@@ -57,3 +59,23 @@ def test_user_is_told_what_the_model_decides() -> None:
     assert describe_defaults(parse(), GenerationDefaults()) is None
     assert describe_defaults(parse("--generation-config", "none"), QWEN) is None
     assert describe_defaults(parse("--temperature", "1"), GenerationDefaults(True, {"top_k": 20})) is None
+
+
+def test_form_of_the_text_is_named_by_one_flag(tmp_path: Path) -> None:
+    schema, grammar = tmp_path / "schema.json", tmp_path / "grammar.gbnf"
+    schema.write_text('{"type": "object"}')
+    grammar.write_text('root ::= "a"')
+    for flags, expected in (
+        (("--json-schema", str(schema)), Grammar("json_schema", '{"type": "object"}')),
+        (("--json-object",), Grammar("json_object")),
+        (("--regex", "a+"), Grammar("regex", "a+")),
+        (("--choice", "a", "--choice", "é"), Grammar("choice", '["a", "\\u00e9"]')),
+        (("--grammar", str(grammar)), Grammar("lark", 'start: "a"\n')),
+    ):
+        found = sampling_of(parse(*flags), GenerationDefaults())["rules"].grammar
+        assert found is not None
+        assert (found.kind, found.text.strip()) == (expected.kind, expected.text.strip())
+    with pytest.raises(SystemExit):
+        parse("--regex", "a", "--json-object")
+    with pytest.raises(BadRequest, match=r"missing\.json cannot be read"):
+        sampling_of(parse("--json-schema", str(tmp_path / "missing.json")), GenerationDefaults())

@@ -15,6 +15,7 @@ from treeswarm_client.gateway.generation_request import (
     SamplingOptions,
     Unsupported,
 )
+from treeswarm_client.gateway.parameters.grammars import grammar_of
 from treeswarm_client.gateway.parameters.parameter import Api
 from treeswarm_client.gateway.parameters.table import read_request
 
@@ -115,10 +116,13 @@ def _sampling_of(values: Mapping[str, Any]) -> SamplingOptions:
         settings["top_p"] = max(1e-6, settings["top_p"])
     if "top_k" in settings:
         settings["top_k"] = max(0, settings["top_k"])
+    rules = {name: values[name] for name in RULES if name in values}
+    if (grammar := grammar_of(values)) is not None:
+        rules["grammar"] = grammar
     return SamplingOptions(
         settings=settings,
         seed=values["seed"] % LARGEST_SEED if "seed" in values else secrets.randbits(48),
-        rules={name: values[name] for name in RULES if name in values},
+        rules=rules,
         bad_words=tuple(values.get("bad_words", ())),
     )
 

@@ -17,6 +17,15 @@ from treeswarm_client.gateway.parameters.checks import (
     Whole,
 )
 from treeswarm_client.gateway.parameters.conversations import ANTHROPIC_MESSAGES, INPUT
+from treeswarm_client.gateway.parameters.grammars import (
+    CHOICE,
+    FORMAT,
+    FORMAT_HOLDER,
+    GRAMMAR,
+    JSON_SCHEMA,
+    REGEX,
+    STRUCTURED_OUTPUTS,
+)
 from treeswarm_client.gateway.parameters.nested import CONTENT, LOGIT_BIAS, MESSAGES, STOPS, STREAM_OPTIONS
 from treeswarm_client.gateway.parameters.parameter import EVERY_API, Api, Fields, Parameter, read_parameters
 from treeswarm_client.gateway.parameters.tools import (
@@ -35,11 +44,6 @@ CONVERSATIONS = CHAT + RESPONSES + ANTHROPIC
 MOST_TOKENS = 2**31 - 1
 MAX_STOP_IDS = 256
 MAX_SAMPLES = 128
-PLAIN_TEXT: tuple[dict[str, Any], ...] = tuple(
-    {**form, **verbosity}
-    for form in ({}, {"format": {"type": "text"}})
-    for verbosity in ({}, {"verbosity": None}, {"verbosity": "medium"})
-)
 INCLUDE = ListOf(Text(("message.output_text.logprobs", "reasoning.encrypted_content")), "things", 8)
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
 REASONING = (
@@ -50,7 +54,6 @@ REASONING = (
 PENALTY = Number(-MAX_PENALTY, MAX_PENALTY)
 
 _SAMPLER = "nodes do not sample in this way"
-_GRAMMAR = "no structured output yet"
 _TEMPLATE = "the model's own template writes the conversation"
 _REASONING = "give chat_template_kwargs as the model's template reads them"
 _CONVERSATION = "the gateway keeps no conversations: send all messages each time"
@@ -60,6 +63,27 @@ _SERVICE = "the gateway has one class of service"
 _STATE = "nothing is stored"
 _TEXT_ONLY = "the model reads and writes text only"
 _ANSWER = "the answer has one form"
+
+FORMED = (
+    Parameter("response_format", OPENAI, "form of the answer: `text`, `json_object` or `json_schema`", FORMAT),
+    Parameter(
+        "text", RESPONSES, "`format`, the form of the answer: `text`, `json_object` or `json_schema`", FORMAT_HOLDER
+    ),
+    Parameter("output_config", ANTHROPIC, "`format`, the form of the answer: `json_schema`", FORMAT_HOLDER),
+    Parameter("output_format", ANTHROPIC, "older name of `output_config.format`", FORMAT),
+    Parameter(
+        "structured_outputs",
+        EVERY_API,
+        "one of `json` (a schema), `regex`, `choice`, `grammar` (Lark or GBNF) and `json_object`",
+        STRUCTURED_OUTPUTS,
+    ),
+    Parameter("guided_json", OPENAI, "older name of `structured_outputs.json`", JSON_SCHEMA),
+    Parameter("guided_regex", OPENAI, "older name of `structured_outputs.regex`", REGEX),
+    Parameter("guided_choice", OPENAI, "older name of `structured_outputs.choice`", CHOICE),
+    Parameter("guided_grammar", OPENAI, "older name of `structured_outputs.grammar`", GRAMMAR),
+    Parameter("grammar", OPENAI, "llama.cpp's name of `structured_outputs.grammar`", GRAMMAR),
+    Parameter("json_schema", OPENAI, "llama.cpp's name of `structured_outputs.json`", JSON_SCHEMA),
+)
 
 HONOURED = (
     Parameter("model", EVERY_API, "name of the model, one of `/v1/models`", Text(), required=True),
@@ -171,6 +195,7 @@ HONOURED = (
     Parameter(
         "bad_words", EVERY_API, "texts that the answer never has", ListOf(Text(longest=256), "bad words", MAX_BAD_WORDS)
     ),
+    *FORMED,
     Parameter(
         "min_tokens", EVERY_API, "number of tokens before which no end token is chosen", Whole(0, MAX_MIN_TOKENS)
     ),
@@ -206,14 +231,6 @@ REFUSED = (
     Parameter("suffix", COMPLETIONS, "models continue texts at their end", neutral=("",)),
     Parameter("functions", CHAT, "use tools", neutral=([],)),
     Parameter("function_call", CHAT, "use tool_choice", neutral=("none", "auto")),
-    Parameter("response_format", OPENAI, _GRAMMAR, neutral=({"type": "text"},)),
-    Parameter("structured_outputs", OPENAI, _GRAMMAR, neutral=({},)),
-    Parameter("guided_json", OPENAI, _GRAMMAR),
-    Parameter("guided_regex", OPENAI, _GRAMMAR),
-    Parameter("guided_choice", OPENAI, _GRAMMAR),
-    Parameter("guided_grammar", OPENAI, _GRAMMAR),
-    Parameter("grammar", OPENAI, _GRAMMAR, neutral=("",)),
-    Parameter("json_schema", OPENAI, _GRAMMAR, neutral=({},)),
     Parameter("verbosity", CHAT, "say in a message how long the answer should be", neutral=("medium",)),
     Parameter("chat_template", CHAT, _TEMPLATE),
     Parameter("documents", CHAT, _TEMPLATE, neutral=([],)),
@@ -244,10 +261,7 @@ REFUSED = (
     Parameter("background", RESPONSES, _STATE, neutral=(False,)),
     Parameter("context_management", RESPONSES + ANTHROPIC, _CONVERSATION, neutral=([], {})),
     Parameter("truncation", RESPONSES, "shorten the conversation yourself", neutral=("disabled",)),
-    Parameter("text", RESPONSES, _GRAMMAR, neutral=PLAIN_TEXT),
     Parameter("moderation", RESPONSES, "the gateway moderates nothing"),
-    Parameter("output_config", ANTHROPIC, _GRAMMAR, neutral=({},)),
-    Parameter("output_format", ANTHROPIC, _GRAMMAR),
     Parameter("container", ANTHROPIC, "the gateway runs no code"),
     Parameter("mcp_servers", ANTHROPIC, "the gateway calls no servers", neutral=([],)),
     Parameter("speed", ANTHROPIC, _SERVICE, neutral=("standard",)),

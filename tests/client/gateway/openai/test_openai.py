@@ -2,10 +2,11 @@
 
 import asyncio
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import httpx2
 import openai
@@ -13,6 +14,7 @@ import pytest
 import pytest_asyncio
 from anthropic import AsyncAnthropic
 from openai import AsyncOpenAI
+from pydantic import BaseModel, StringConstraints
 from tests.support.gateway_process import Gateway, gateway
 
 from treeswarm_client.client import SwarmClient
@@ -189,7 +191,8 @@ async def test_logprobs_are_those_of_the_library(api: AsyncOpenAI, library: Swar
     [
         ({"frequency_penalty": 3}, "frequency_penalty", "from -2 to 2"),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools", "1 to 64 letters"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "leave it out"),
+        ({"response_format": {"type": "grammar"}}, "response_format", "give .text"),
+        ({"extra_body": {"structured_outputs": {"regex": "("}}}, None, "unclosed group"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "from 0 to 20"),
         ({"n": 99}, "n", "at most 16"),
         ({"extra_body": {"beam_width": 4}}, "beam_width", "not known"),
@@ -201,7 +204,7 @@ async def test_logprobs_are_those_of_the_library(api: AsyncOpenAI, library: Swar
         ({"messages": [{"role": "emperor", "content": "x"}]}, "messages", "give system, developer"),
         ({"max_tokens": 100_000}, "messages", "context is 2048"),
     ],
-    ids=range(12),
+    ids=range(13),
 )  # fmt: skip
 async def test_unsupported_parameters_are_refused_by_name(
     api: AsyncOpenAI, arguments: dict[str, Any], param: str | None, words: str
@@ -210,6 +213,33 @@ async def test_unsupported_parameters_are_refused_by_name(
         await api.chat.completions.create(**{"model": "demo", "messages": TALK} | arguments)
     assert refused.value.param == param
     assert refused.value.type == "invalid_request_error"
+
+
+class Described(BaseModel):
+    name: Annotated[str, StringConstraints(max_length=9)]
+    kind: Literal["function", "class"]
+
+
+async def test_answers_have_the_form_that_was_asked_for(api: AsyncOpenAI) -> None:
+    """In each API with the methods of its own package, and from a drafter that guesses other texts."""
+    parsed = await api.chat.completions.parse(
+        model="demo", messages=TALK, max_tokens=64, temperature=0, response_format=Described
+    )
+    assert parsed.choices[0].message.parsed is not None
+    assert parsed.choices[0].finish_reason == "stop"
+    response = await api.responses.parse(
+        model="demo", input="def f(", max_output_tokens=64, temperature=0, text_format=Described
+    )
+    assert response.output_parsed is not None
+    choice = await api.completions.create(
+        model="demo", prompt=PROMPT, max_tokens=32, extra_body={"structured_outputs": {"choice": ["yes, yes", "nö"]}}
+    )
+    assert choice.choices[0].text in ("yes, yes", "nö")
+    stream = await api.chat.completions.create(
+        model="demo", messages=TALK, max_tokens=32, stream=True, extra_body={"guided_regex": "[0-9]{3}-[a-z]{4}"}
+    )
+    text = "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+    assert re.fullmatch("[0-9]{3}-[a-z]{4}", text)
 
 
 async def test_too_long_completion_names_its_prompt(api: AsyncOpenAI) -> None:
