@@ -35,6 +35,9 @@ DTYPES = {"float32", "bfloat16", "float16"}
 ACTIVATIONS = {"", "int8"}
 VALUE_BYTES = {1, 2, 4}
 
+# Largest log-probability that is accepted: a softmax in float32 may round beyond 1.
+MOST_LOGPROB = 1e-4
+
 
 def decode_control_up(data: bytes) -> m.ControlUp:
     """Decode a message that a client sends on a control stream.  Raises Malformed."""
@@ -233,7 +236,7 @@ def _report_lost_in(message: pb.ReportLost) -> m.ReportLost:
 
 def _answer_in(message: pb.Answer) -> m.Answer:
     ids, tokens = _array(message.ids, "ids", "<u4"), _array(message.tokens, "tokens", "<u4")
-    logprobs = _array(message.logprobs, "logprobs", "<f4")
+    logprobs = _logprobs_in(message.logprobs, "logprobs")
     _require(len(ids) == len(tokens) == len(logprobs), "answer", "ids, tokens and logprobs differ in length")
     best = _alternatives_in(message.alternatives, len(ids))
     return m.Answer(
@@ -251,13 +254,21 @@ def _answer_in(message: pb.Answer) -> m.Answer:
 
 
 def _scored_in(message: pb.ScoredRows) -> m.ScoredRows:
-    logprobs = _array(message.logprobs, "scored.logprobs", "<f4")
+    logprobs = _logprobs_in(message.logprobs, "scored.logprobs")
     best = _alternatives_in(message.alternatives, len(logprobs))
     return m.ScoredRows(logprobs, best, _alternative_logprobs_in(message.alternative_logprobs, best))
 
 
+def _logprobs_in(data: bytes, field: str, limit: int = m.MAX_ROWS) -> NDArray[Any]:
+    """Return log-probabilities.  Raises Malformed for those that are none: not numbers, or above 0."""
+    logprobs = _array(data, field, "<f4", limit)
+    # Not (a > b), because a comparison with NaN is false.
+    _require(bool((logprobs <= MOST_LOGPROB).all()), field, "a log-probability is above 0 or not a number")
+    return logprobs
+
+
 def _alternative_logprobs_in(data: bytes, best: NDArray[Any]) -> NDArray[Any]:
-    flat = _array(data, "alternative_logprobs", "<f4", m.MAX_ROWS * m.MAX_ALTERNATIVES)
+    flat = _logprobs_in(data, "alternative_logprobs", m.MAX_ROWS * m.MAX_ALTERNATIVES)
     if not len(flat):
         return m.no_logprobs()
     _require(len(flat) == best.size, "alternative_logprobs", f"{len(flat)} for {best.size} alternatives")
@@ -364,7 +375,7 @@ def _drive_in(message: pb.Drive) -> d.Drive:
 
 
 def _driven_in(message: pb.DrivenTokens) -> d.DrivenTokens:
-    tokens, logprobs = _array(message.tokens, "tokens", "<u4"), _array(message.logprobs, "logprobs", "<f4")
+    tokens, logprobs = _array(message.tokens, "tokens", "<u4"), _logprobs_in(message.logprobs, "logprobs")
     _require(len(tokens) == len(logprobs), "driven tokens", "tokens and logprobs differ in length")
     _require(len(message.hops) <= m.MAX_HOPS, "hops", f"{len(message.hops)} hops, at most {m.MAX_HOPS}")
     return d.DrivenTokens(

@@ -76,10 +76,10 @@ def appends(draw: st.DrawFn) -> m.Append:
 @st.composite
 def answers(draw: st.DrawFn) -> m.Answer:
     rows = draw(st.integers(0, 20))
-    logprobs = np.array(draw(st.lists(st.floats(width=32), min_size=rows, max_size=rows)), np.float32)
+    logprobs = np.array(draw(st.lists(st.floats(max_value=0, width=32), min_size=rows, max_size=rows)), np.float32)
     width = draw(st.integers(0, m.MAX_ALTERNATIVES)) if rows else 0
     best = draw(arrays(rows * width)).reshape(rows, width) if width else m.no_alternatives()
-    best_logprobs = best.astype(np.float32) if draw(st.booleans()) else m.no_logprobs()
+    best_logprobs = -best.astype(np.float32) if draw(st.booleans()) else m.no_logprobs()
     scored = m.ScoredRows(logprobs, best, best_logprobs) if draw(st.booleans()) else None
     return m.Answer(
         draw(ids16), draw(u32), draw(u32), draw(arrays(rows)), draw(arrays(rows)), logprobs, draw(timings), best,
@@ -111,7 +111,7 @@ def driven_tokens(draw: st.DrawFn) -> d.DrivenTokens:
     return d.DrivenTokens(
         draw(ids16),
         draw(arrays(count)),
-        np.array(draw(st.lists(st.floats(width=32), min_size=count, max_size=count)), np.float32),
+        np.array(draw(st.lists(st.floats(max_value=0, width=32), min_size=count, max_size=count)), np.float32),
         d.DrivenTraversal(*micros, draw(u32), drafted, accepted, missed, draw(st.integers(0, d.MAX_REPAIRS))),
         draw(st.lists(st.builds(d.DrivenHop, node_ids, short, spans), max_size=3).map(tuple)),
         draw(st.integers(0, m.MAX_TRUNK)),
@@ -343,6 +343,26 @@ def test_uneven_alternatives_are_malformed(count: int) -> None:
     answer.alternatives = bytes(4 * count)
     with pytest.raises(Malformed, match="alternatives"):
         decode_control_down(pb.ControlDown(answer=answer).SerializeToString())
+
+
+@pytest.mark.parametrize("logprob", [float("nan"), float("inf"), 0.01])
+@pytest.mark.parametrize("kind", ["answer", "scored", "alternatives", "driven"])
+def test_values_that_are_no_log_probabilities_are_malformed(kind: str, logprob: float) -> None:
+    good, bad, row = (
+        np.array([-1.0], "<f4").tobytes(),
+        np.array([logprob], "<f4").tobytes(),
+        np.array([1], "<u4").tobytes(),
+    )
+    answer = pb.Answer(session=bytes(16), ids=row, tokens=row, logprobs=bad if kind == "answer" else good)
+    if kind == "scored":
+        answer.scored.logprobs = bad
+    if kind == "alternatives":
+        answer.alternatives, answer.alternative_logprobs = row, bad
+    message = pb.ControlDown(answer=answer)
+    if kind == "driven":
+        message = pb.ControlDown(driven_tokens=pb.DrivenTokens(text=bytes(16), tokens=row, logprobs=bad))
+    with pytest.raises(Malformed, match="a log-probability is above 0 or not a number"):
+        decode_control_down(message.SerializeToString())
 
 
 def test_alternatives_without_rows_are_malformed() -> None:
