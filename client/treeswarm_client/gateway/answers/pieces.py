@@ -80,6 +80,10 @@ class ChoiceAnswer:
     thoughts: str = ""
     calls: list[AnsweredCall] = field(default_factory=list)
     tokens: list[Token] = field(default_factory=list)
+    thought_tokens: int = 0
+    """Number of tokens that were thoughts."""
+    is_thinking: bool = False
+    """Whether the last piece was of thoughts."""
     echo: str = ""
     """The prompt, where the answer begins with it."""
     prompt_logprobs: Sequence[TokenLogprobs | None] | None = None
@@ -93,6 +97,7 @@ class ChoiceAnswer:
 
     def add(self, piece: Piece) -> None:
         """Add what has come."""
+        self.is_thinking = isinstance(piece, ThoughtPiece)
         match piece:
             case TextPiece(text):
                 self.text += text

@@ -13,7 +13,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from treeswarm.errors import SwarmError
-from treeswarm_client.gateway.answers.pieces import AnswerSplitter, ChoiceAnswer, Piece
+from treeswarm_client.gateway.answers.pieces import AnswerSplitter, ChoiceAnswer, Piece, ThoughtPiece
 from treeswarm_client.gateway.answers.writer import AnswerMetadata, AnswerWriter
 from treeswarm_client.gateway.backend import Backend, PreparedRequest
 from treeswarm_client.gateway.errors import INTERNAL, MalformedBody, NoSuchModel, failure_of
@@ -112,6 +112,9 @@ class Answering:
             case FinishEvent(choice, finish):
                 pieces = splitter.end()
                 answer.finish, answer.stop = finish, self.prepared.runs[choice].stop_string
+        # A token without a piece is part of a mark, or of what the last piece was of.
+        is_thought = any(isinstance(piece, ThoughtPiece) for piece in pieces) or (not pieces and answer.is_thinking)
+        answer.thought_tokens += is_thought and isinstance(event, TokenEvent)
         for piece in pieces:
             answer.add(piece)
         return pieces

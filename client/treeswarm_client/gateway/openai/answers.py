@@ -40,7 +40,7 @@ class ChatWriter:
             }
             for index, answer in enumerate(answers)
         ]
-        body = _object(self.metadata, "chat.completion", choices) | {"usage": usage_object(usage)}
+        body = _object(self.metadata, "chat.completion", choices) | {"usage": usage_object(usage, answers)}
         return body | {"prompt_logprobs": _prompt_logprobs(answers[0], self.decode)} if self.decode else body
 
     def begin(self, answers: Sequence[ChoiceAnswer], usage: Usage) -> Iterator[Event]:
@@ -66,7 +66,7 @@ class ChatWriter:
 
     def end(self, answers: Sequence[ChoiceAnswer], usage: Usage) -> Iterator[Event]:
         if self.include_usage:
-            yield _object(self.metadata, "chat.completion.chunk", []) | {"usage": usage_object(usage)}
+            yield _object(self.metadata, "chat.completion.chunk", []) | {"usage": usage_object(usage, answers)}
 
     def fail(self, failure: Failure) -> Iterator[Event]:
         yield failure.body
@@ -115,7 +115,7 @@ class CompletionWriter:
             if self.decode:
                 choice["prompt_logprobs"] = _prompt_logprobs(answer, self.decode)
             choices.append(choice)
-        return _object(self.metadata, "text_completion", choices) | {"usage": usage_object(usage)}
+        return _object(self.metadata, "text_completion", choices) | {"usage": usage_object(usage, answers)}
 
     def begin(self, answers: Sequence[ChoiceAnswer], usage: Usage) -> Iterator[Event]:
         self._answers = answers
@@ -137,7 +137,7 @@ class CompletionWriter:
 
     def end(self, answers: Sequence[ChoiceAnswer], usage: Usage) -> Iterator[Event]:
         if self.include_usage:
-            yield _object(self.metadata, "text_completion", []) | {"usage": usage_object(usage)}
+            yield _object(self.metadata, "text_completion", []) | {"usage": usage_object(usage, answers)}
 
     def fail(self, failure: Failure) -> Iterator[Event]:
         yield failure.body
@@ -152,9 +152,11 @@ class CompletionWriter:
             yield _object(self.metadata, "text_completion", [_text_choice(choice, answer.echo, logprobs)])
 
 
-def usage_object(usage: Usage) -> Event:
+def usage_object(usage: Usage, answers: Sequence[ChoiceAnswer]) -> Event:
     """Return the object that counts the tokens of an answer."""
-    return {
+    thoughts = sum(answer.thought_tokens for answer in answers)
+    details = {"completion_tokens_details": {"reasoning_tokens": thoughts}} if thoughts else {}
+    return details | {
         "prompt_tokens": usage.prompt,
         "completion_tokens": usage.completion,
         "total_tokens": usage.prompt + usage.completion,

@@ -1,5 +1,6 @@
 """The routes of OpenAI's API: models, chats and completions."""
 
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
@@ -12,6 +13,15 @@ from treeswarm_client.gateway.openai.answers import ChatWriter, CompletionWriter
 from treeswarm_client.gateway.openai.requests import parse_chat_request, parse_completion_request
 from treeswarm_client.gateway.parameters.documents import body_of
 from treeswarm_client.gateway.parameters.parameter import Api
+
+# Header that every request of Anthropic's clients has.
+ANTHROPIC_VERSION = "anthropic-version"
+
+
+def _as_anthropic(model: dict[str, Any]) -> dict[str, Any]:
+    """Return a model as Anthropic's clients expect it."""
+    created = datetime.fromtimestamp(model["created"], UTC).isoformat()
+    return {"type": "model", "display_name": model["id"], "created_at": created, **model}
 
 
 def openai_routes(backend: Backend, caller_of: CallerOf) -> APIRouter:
@@ -32,15 +42,24 @@ def openai_routes(backend: Backend, caller_of: CallerOf) -> APIRouter:
         }
 
     @router.get("/v1/models", dependencies=[Depends(caller_of)])
-    async def models() -> dict[str, Any]:
+    async def models(request: Request) -> dict[str, Any]:
         """List the model, under each of its names."""
-        return {"object": "list", "data": [model_object(name) for name in names]}
+        data = [model_object(name) for name in names]
+        if ANTHROPIC_VERSION in request.headers:
+            return {
+                "data": list(map(_as_anthropic, data)),
+                "has_more": False,
+                "first_id": names[0],
+                "last_id": names[-1],
+            }
+        return {"object": "list", "data": data}
 
     @router.get("/v1/models/{model:path}", dependencies=[Depends(caller_of)])
-    async def model(model: str) -> dict[str, Any]:
+    async def model(model: str, request: Request) -> dict[str, Any]:
         """Return the model, or 404 if another one is named."""
         check_model({"model": model}, backend)
-        return model_object(model)
+        found = model_object(model)
+        return _as_anthropic(found) if ANTHROPIC_VERSION in request.headers else found
 
     @router.post("/v1/chat/completions", openapi_extra=body_of(Api.CHAT))
     async def chat(caller: caller_type, request: Request) -> Response:

@@ -177,7 +177,7 @@ class ResponseWriter:
             "reasoning": {"effort": None, "summary": None},
             "service_tier": "default",
             "store": False,
-            "usage": _usage(usage) if usage is not None else None,
+            "usage": _usage(usage, answer.thought_tokens) if usage is not None else None,
             **REPEATED,
             **given,
         }
@@ -196,11 +196,11 @@ def _pieces_of(answer: ChoiceAnswer) -> Iterator[Piece]:
         yield CallPiece(index, call.call_id, call.name, call.arguments, begins=True)
 
 
-def _usage(usage: Usage) -> Event:
+def _usage(usage: Usage, thought_tokens: int) -> Event:
     return {
         "input_tokens": usage.prompt,
         "input_tokens_details": {"cached_tokens": usage.cached, "cache_write_tokens": 0},
         "output_tokens": usage.completion,
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": thought_tokens},
         "total_tokens": usage.prompt + usage.completion,
     }

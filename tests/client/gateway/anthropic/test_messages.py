@@ -61,6 +61,12 @@ async def test_streamed_events_are_anthropic_s() -> None:
     assert (final.stop_reason, final.usage.output_tokens > 5) == ("end_turn", True)
 
 
+async def test_models_are_listed_in_anthropic_s_form() -> None:
+    listed = [model async for model in api_of(ScriptedClient(ANSWER)).models.list()]
+    assert [(model.id, model.type, model.display_name) for model in listed] == [("demo", "model", "demo")]
+    assert (await api_of(ScriptedClient(ANSWER)).models.retrieve("demo")).created_at.year > 2020
+
+
 async def test_stop_reasons_say_what_ended_the_text() -> None:
     short = await api_of(ScriptedClient(ANSWER)).messages.create(**BODY | {"max_tokens": 2})
     assert short.stop_reason == "max_tokens"

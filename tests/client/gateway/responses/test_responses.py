@@ -1,16 +1,19 @@
 """The real `openai` package reads responses, whole and streamed; what cannot be honoured is refused by name."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
+import httpx2
 import openai
 import pytest
 from openai import AsyncOpenAI
-from tests.support.scripted_client import ScriptedClient, scripted_http
+from tests.support.scripted_client import ScriptedClient, scripted_backend, scripted_http
 
 from treeswarm.errors import NodeLost
 from treeswarm_client.gateway.answers.pieces import CallPiece, ChoiceAnswer, TextPiece, ThoughtPiece
 from treeswarm_client.gateway.answers.writer import AnswerMetadata
+from treeswarm_client.gateway.app import make_app
 from treeswarm_client.gateway.config import GatewayLimits
 from treeswarm_client.gateway.events import Usage
 from treeswarm_client.gateway.generation_request import ParameterError
@@ -191,6 +194,21 @@ def test_thoughts_text_and_calls_are_items_of_their_own() -> None:
     }  # fmt: skip
     done = [event for event in sent if event["type"] == "response.function_call_arguments.done"]
     assert [(event["name"], event["arguments"]) for event in done] == [("f", '{"a": 1}'), ("g", "{}")]
+
+
+async def test_tokens_of_thoughts_are_counted() -> None:
+    client = ScriptedClient("<think>\nI look at the path.\n</think>\n\nYes.")
+    backend = scripted_backend(client)
+    backend.config = replace(backend.config, reasoning_parser="think")
+    transport = httpx2.ASGITransport(make_app(backend))
+    http = httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000")
+    api = AsyncOpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none", http_client=http, max_retries=0)
+    response = await api.responses.create(**BODY)
+    assert [item.type for item in response.output] == ["reasoning", "message"]
+    assert (response.output_text, response.usage is not None) == ("Yes.", True)
+    assert response.usage is not None
+    thoughts = response.usage.output_tokens_details.reasoning_tokens
+    assert 4 < thoughts < response.usage.output_tokens
 
 
 def test_parameters_that_other_apis_have_are_refused() -> None:
