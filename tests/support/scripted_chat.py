@@ -16,6 +16,7 @@ from tokenizers import AddedToken
 from treeswarm.model_files import load_tokenizer, resolve_model
 from treeswarm.model_sources.generation_config import GenerationDefaults
 from treeswarm.protocol.messages import NumericsClass
+from treeswarm.protocol.text_rules import Grammar
 from treeswarm_client.chat_template import load_chat_template
 from treeswarm_client.client import SwarmClient
 from treeswarm_client.gateway.app import make_app
@@ -51,6 +52,9 @@ class ChattingClient:
         """The last prompt as text."""
         self.options: dict[str, Any] = {}
         """The options of the last generation."""
+
+    async def compile_grammar(self, grammar: Grammar) -> None:
+        """Take every grammar."""
 
     async def __aenter__(self) -> "ChattingClient":
         return self
