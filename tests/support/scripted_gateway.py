@@ -20,7 +20,7 @@ Step = Chunk | asyncio.Event
 """A chunk to send, or an event to wait for before the next one."""
 PARAMETERS = (
     "continue_final_message", "frequency_penalty", "max_tokens", "presence_penalty", "response_format", "seed",
-    "stop", "temperature", "tools", "top_k", "top_p",
+    "stop", "temperature", "tool_choice", "tools", "top_k", "top_p",
 )  # fmt: skip
 ABOUT: Chunk = {
     "model": "demo",

@@ -228,10 +228,12 @@ async def test_tool_call_is_a_card_whose_result_is_sent(context: BrowserContext,
     )
     await settings(page)
     await page.get_by_role("button", name="Example").last.click()
+    await page.get_by_label("Calls of tools").select_option("At least one")
     await ask(page, "How is Oslo?")
     card = page.get_by_role("region", name="Tool call")
     await expect(card).to_contain_text(f"Calls weather{EVIL}")
     assert gateway.requests[0]["tools"][0]["function"]["name"] == "weather"
+    assert gateway.requests[0]["tool_choice"] == "required"
     await expect(card.locator("pre")).to_have_text('{\n  "city": "Oslo"\n}')
     await card.get_by_label("Result").fill("snow")
     await card.get_by_role("button", name="Send the result").click()

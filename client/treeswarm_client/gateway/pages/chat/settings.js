@@ -54,6 +54,7 @@ export function asParameters(settings, accepted) {
   if (accepted.has("tools") && settings.tools?.trim()) {
     const tools = readJson("tools", settings.tools, "The list of tools", Array.isArray, "a list");
     if (tools.length) body.tools = tools;
+    if (tools.length && settings.tool_choice && accepted.has("tool_choice")) body.tool_choice = settings.tool_choice;
   }
   return body;
 }
@@ -107,6 +108,7 @@ export class SettingsForm {
       accepted.has("response_format") ? this.area("schema", "JSON schema", { rows: 6, code: true, example: EXAMPLE_SCHEMA }) : null,
       accepted.has("reasoning_effort") ? this.select("reasoning_effort", "Effort of thinking", [["", "The model’s own"], ["low", "Low"], ["medium", "Medium"], ["high", "High"]]) : null,
       accepted.has("tools") ? this.area("tools", "Tools", { rows: 2, code: true, example: EXAMPLE_TOOLS, hint: "a JSON list; you write their results" }) : null,
+      accepted.has("tools") && accepted.has("tool_choice") ? this.select("tool_choice", "Calls of tools", [["", "As the model likes"], ["required", "At least one"], ["none", "None"]]) : null,
     ];
     this.home.replaceChildren(...parts.filter(Boolean), textButton("Use the gateway’s defaults", () => this.reset(), { class: "quiet" }));
     this.show(this.settings);
@@ -170,6 +172,8 @@ export class SettingsForm {
   arrange() {
     const schema = this.fields.get("schema");
     if (schema) schema.input.closest(".field").hidden = this.settings.form !== "json_schema";
+    const choice = this.fields.get("tool_choice");
+    if (choice) choice.input.closest(".field").hidden = !this.settings.tools;
     for (const { input } of this.fields.values()) if (input.tagName === "TEXTAREA" && input.offsetParent) fitHeight(input, TALLEST_PX);
   }
 
