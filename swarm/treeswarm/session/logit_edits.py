@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from treeswarm.protocol.text_rules import RulesRequest, TextRules
-from treeswarm.session.paths import RowPaths
+from treeswarm.session.paths import END, RowPaths
 
 Bans = list[tuple[int, int]]
 """Pairs of a row and a token that it must not choose."""
@@ -100,27 +100,19 @@ class RuledText:
         A grammar that allows nothing but end tokens is stronger than `min_tokens`.
         """
         self._count(paths)
-        below = paths.below()
-        bans = self._bans(paths, below, masks)
+        bans = self._bans(paths, masks)
         column, extra = self._column, dict[int, int]()
-        named = [token for path in below for token in path] if self._penalises else []
+        named = paths.tokens.tolist() if self._penalises else []
         for token in (*named, *(token for _, token in bans)):
             if token not in column and token not in extra:
                 extra[token] = len(column) + len(extra)
-        rows, width = len(below), len(column) + len(extra)
-        counts = np.zeros((rows, width), np.int32)
-        seen, banned = np.zeros((rows, width), np.bool_), np.zeros((rows, width), np.bool_)
-        counts[:, : len(column)], seen[:, : len(column)] = self._counts, self._seen
-        if self._penalises:
-            first_output = self.request.prompt_length - paths.length
-            for row, path in enumerate(below):
-                for depth, token in enumerate(path):
-                    place = column[token] if token in column else extra[token]
-                    seen[row, place] = True
-                    counts[row, place] += depth >= first_output
+        width = len(column) + len(extra)
+        place_of = column | extra
+        counts, seen = self._counted(paths, [place_of[token] for token in named], width)
+        banned = np.zeros((len(paths), width), np.bool_)
         banned[:, [column[token] for token in self._never]] = True
         for row, token in bans:
-            banned[row, column[token] if token in column else extra[token]] = True
+            banned[row, place_of[token]] = True
         bias = np.zeros(width, np.float32)
         for token, added in self.rules.logit_bias:
             bias[column[token]] = added
@@ -129,7 +121,7 @@ class RuledText:
     def allowed(self, paths: RowPaths, tokens: Sequence[int], masks: NDArray[np.uint32] | None = None) -> list[bool]:
         """Return which tokens may follow the path of a single row."""
         self._count(paths)
-        banned = {*self._never, *(token for _, token in self._bans(paths, paths.below(), masks))}
+        banned = {*self._never, *(token for _, token in self._bans(paths, masks))}
         if masks is None:
             return [token not in banned for token in tokens]
         words = masks[0].tolist()
@@ -137,6 +129,27 @@ class RuledText:
             token not in banned and token // 32 < len(words) and bool(words[token // 32] >> token % 32 & 1)
             for token in tokens
         ]
+
+    def _counted(
+        self, paths: RowPaths, places: Sequence[int], width: int
+    ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+        """Return how often the output of each row's path has the token of each column, and which tokens it has at all.
+
+        `places` are the columns of the nodes' tokens, or empty if nothing counts them.  Each node adds its own token to
+        what its parent has, so that a deep tree costs no more than a broad one.
+        """
+        nodes = len(places)
+        counts, seen = np.zeros((nodes + 1, width), np.int32), np.zeros((nodes + 1, width), np.bool_)
+        counts[-1, : len(self._counts)], seen[-1, : len(self._seen)] = self._counts, self._seen
+        first_output = self.request.prompt_length - paths.length
+        depths: list[int] = []
+        for node, (parent, place) in enumerate(zip(paths.parents.tolist()[:nodes], places, strict=True)):
+            depths.append(depths[parent] + 1 if parent >= 0 else 0)
+            counts[node], seen[node] = counts[parent], seen[parent]  # The last row is the text's own end, END.
+            seen[node, place] = True
+            counts[node, place] += depths[node] >= first_output
+        rows = paths.rows if nodes else np.full(len(paths), END)
+        return counts[rows], seen[rows]
 
     def _count(self, paths: RowPaths) -> None:
         """Count the tokens by which the common text has grown; count anew after a repair."""
@@ -173,10 +186,11 @@ class RuledText:
             self._counts.append(0)
         return place
 
-    def _bans(self, paths: RowPaths, below: Sequence[Sequence[int]], masks: NDArray[np.uint32] | None) -> Bans:
+    def _bans(self, paths: RowPaths, masks: NDArray[np.uint32] | None) -> Bans:
         rules = self.rules
         if not (rules.no_repeat_ngram_size or rules.bad_words or rules.min_tokens):
             return []
+        below = paths.below()
         context = max(rules.no_repeat_ngram_size, *map(len, rules.bad_words), 1)
         end = list(paths.text[max(0, paths.length - context) : paths.length])
         ends_alone = self._allows_only_ends(masks, len(below))
