@@ -156,6 +156,22 @@ async def test_conversation_with_a_real_swarm(context: BrowserContext, served: G
     assert watched.problems == []
 
 
+async def test_answer_of_a_real_swarm_obeys_a_schema(context: BrowserContext, served: Gateway) -> None:
+    watched = await open_map(context, served, "/")
+    page = watched.page
+    await page.get_by_role("button", name="Settings", exact=True).click()
+    await page.get_by_label("Form of the answer").select_option("JSON of a schema")
+    kinds = {"type": "object", "properties": {"kind": {"enum": ["oak", "fir"]}}, "required": ["kind"]}
+    await page.get_by_label("JSON schema").fill(json.dumps(kinds | {"additionalProperties": False}))
+    await page.get_by_label("Longest answer").fill("40")
+    await page.get_by_role("textbox", name="Message").fill("Which tree?")
+    await page.keyboard.press("Enter")
+    answer = page.get_by_role("article", name="Answer")
+    await expect(answer).to_have_attribute("aria-busy", "false", timeout=SEEN_MS)
+    assert json.loads(await answer.locator("pre code").inner_text())["kind"] in {"oak", "fir"}
+    assert watched.problems == []
+
+
 async def test_snippets_of_the_api_page_run(context: BrowserContext, served: Gateway) -> None:
     watched = await open_map(context, served, "/docs")
     page = watched.page
