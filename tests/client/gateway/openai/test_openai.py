@@ -186,6 +186,29 @@ async def test_logprobs_are_those_of_the_library(api: AsyncOpenAI, library: Swar
     assert all(logprob is not None and logprob <= 0 for logprob in logprobs.token_logprobs or [None])
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_call_that_must_come_comes(api: AsyncOpenAI, stream: bool) -> None:
+    """The model is trained on code alone, and knows no tools: its grammar makes it call one."""
+    schema = {"type": "object", "properties": {"unit": {"enum": ["C", "F"]}, "days": {"type": "integer", "maximum": 9}}}
+    tools: Any = [
+        {"type": "function", "function": {"name": "weather", "parameters": {**schema, "required": ["unit", "days"]}}},
+        {"type": "function", "function": {"name": "now"}},
+    ]
+    options: dict[str, Any] = {"model": "demo", "messages": TALK, "tools": tools, "max_tokens": 60, "seed": 3}
+    options["tool_choice"] = {"type": "function", "function": {"name": "weather"}}
+    if stream:
+        async with api.chat.completions.stream(**options) as events:
+            (choice,) = (await events.get_final_completion()).choices
+    else:
+        (choice,) = (await api.chat.completions.create(**options)).choices
+    (call,) = choice.message.tool_calls or []
+    arguments = json.loads(call.function.arguments)  # type: ignore[union-attr]
+    assert (call.function.name, choice.finish_reason) == ("weather", "tool_calls")  # type: ignore[union-attr]
+    assert arguments["unit"] in ("C", "F")
+    assert arguments["days"] <= 9
+    assert set(arguments) == {"unit", "days"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "param", "words"),
     [
