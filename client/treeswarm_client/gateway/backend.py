@@ -27,7 +27,7 @@ from treeswarm_client.gateway.browser.watchers import POLL_S, MapEvent, WatchedG
 from treeswarm_client.gateway.config import GatewayConfig
 from treeswarm_client.gateway.errors import NotReady
 from treeswarm_client.gateway.events import GenerationEvent, TokenEvent, merge_runs
-from treeswarm_client.gateway.generation_request import ChatPrompt, GenerationRequest
+from treeswarm_client.gateway.generation_request import ChatPrompt, GenerationRequest, Unsupported
 from treeswarm_client.gateway.length import default_length, free_room
 from treeswarm_client.gateway.monitoring.metrics import GatewayMetrics
 from treeswarm_client.gateway.monitoring.tracing import Tracing
@@ -253,6 +253,8 @@ class Backend:
             "prefix_secret": blake2b(caller, key=self._secret, digest_size=SCOPE_BYTES).digest(),
         }
         if plan is not None and (required := self._required_grammar(plan, prompts[0])) is not None:
+            if options["rules"].grammar is not None:
+                raise Unsupported("tool_choice", "a call that must come leaves no room for another grammar: give one")
             options["rules"] = replace(options["rules"], grammar=required)
         if (grammar := options["rules"].grammar) is not None:
             await client.compile_grammar(grammar)

@@ -7,6 +7,7 @@ from typing import Any
 
 from treeswarm.protocol.text_rules import Grammar
 from treeswarm_client.chat_template import ChatTemplate, MessageDict
+from treeswarm_client.chat_template.messages import check_messages
 from treeswarm_client.gateway.answers.pieces import AnswerSplitter, CallPiece, Piece, TextPiece, ThoughtPiece
 from treeswarm_client.gateway.generation_request import ChatPrompt, Unsupported
 from treeswarm_client.tool_calls.described import describe_tools
@@ -105,6 +106,7 @@ def plan_chat(chat: ChatPrompt, template: ChatTemplate | None, form: AnswerForma
                 "this model's chat template leaves tools out: take another model, or start the gateway with "
                 f"--tool-parser {DESCRIBED}, which describes them in the system message",
             )
+        check_messages(chat.messages)
         messages, tools = describe_tools(chat.messages, chat.tools), None
     return ChatPlan(
         messages,

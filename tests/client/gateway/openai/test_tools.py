@@ -126,6 +126,8 @@ async def test_a_call_that_must_come_has_a_grammar(tmp_path: Path) -> None:
             assert ("add" in client.prompt, "weather" in client.prompt) == (True, True)
         await ask(api, tools=[WEATHER, ADD])
         assert client.options["rules"].grammar is None
+        with pytest.raises(openai.BadRequestError, match="leaves no room for another grammar"):
+            await ask(api, tools=[ADD], tool_choice="required", response_format={"type": "json_object"})
 
 
 async def test_a_call_that_the_length_cuts_ends_with_length(tmp_path: Path) -> None:
@@ -192,6 +194,8 @@ async def test_tools_are_described_where_the_template_leaves_them_out(tmp_path: 
         assert client.prompt.startswith("<|system|>You may call functions")
         assert '{"name": "weather", "description": "Weather of a city"' in client.prompt
         result = {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "rain"}
+        with pytest.raises(openai.BadRequestError, match="list of objects with a function"):
+            await ask(api, tools=[WEATHER], messages=[*ASK, {"role": "assistant", "tool_calls": [{"function": "f"}]}])
         await ask(api, tools=[WEATHER], messages=[{"role": "system", "content": "Be kind."}, *ASK, message, result])
         assert client.prompt.startswith("<|system|>Be kind.\n\nYou may call functions")
         assert '<|assistant|><tool_call>\n{"name": "weather", "arguments": {"city": "Zürich"}}' in client.prompt
