@@ -8,8 +8,10 @@ from fastapi.responses import Response
 
 from treeswarm_client.gateway.access import CallerOf
 from treeswarm_client.gateway.answers.serving import answer, check_model, make_metadata, read_json_object
+from treeswarm_client.gateway.answers.writer import AnswerWriter
 from treeswarm_client.gateway.backend import Backend
 from treeswarm_client.gateway.openai.answers import ChatWriter, CompletionWriter
+from treeswarm_client.gateway.openai.older_functions import OlderCallsWriter, has_older_functions, with_tools
 from treeswarm_client.gateway.openai.requests import parse_chat_request, parse_completion_request
 from treeswarm_client.gateway.parameters.documents import body_of
 from treeswarm_client.gateway.parameters.parameter import Api
@@ -66,14 +68,14 @@ def openai_routes(backend: Backend, caller_of: CallerOf) -> APIRouter:
         """Continue a conversation in the model's own chat template."""
         body = await read_json_object(request)
         check_model(body, backend)
-        parsed = parse_chat_request(body, backend.config.limits)
+        is_older = has_older_functions(body)
+        parsed = parse_chat_request(with_tools(body) if is_older else body, backend.config.limits)
         metadata = make_metadata("chatcmpl-", backend)
         prepared = await backend.prepare(parsed, caller)
         token_bytes = backend.token_bytes if parsed.answer.logprobs is not None else None
         decode = backend.client.decode if parsed.answer.shows_prompt_logprobs else None
-        return await answer(
-            backend, prepared, ChatWriter(metadata, parsed.answer.include_usage, token_bytes, decode), request
-        )
+        writer: AnswerWriter = ChatWriter(metadata, parsed.answer.include_usage, token_bytes, decode)
+        return await answer(backend, prepared, OlderCallsWriter(writer) if is_older else writer, request)
 
     @router.post("/v1/completions", openapi_extra=body_of(Api.COMPLETIONS))
     async def completions(caller: caller_type, request: Request) -> Response:

@@ -145,6 +145,13 @@ HONOURED = (
         TrueOrFalse(),
     ),
     Parameter("tools", CHAT, "[functions](#tools) that the model may call", TOOLS),
+    Parameter(
+        "functions",
+        CHAT,
+        "older form of `tools`, for one `function_call`",
+        ListOf(AnyObject(), "functions", 128),
+    ),
+    Parameter("function_call", CHAT, "older form of `tool_choice`", Anything()),
     Parameter("tools", RESPONSES, "the same; tools that OpenAI runs are refused", FLAT_TOOLS),
     Parameter("tools", ANTHROPIC, "the same; tools that Anthropic runs are refused", ANTHROPIC_TOOLS),
     Parameter("tool_choice", RESPONSES, "the same as in chats", FLAT_CHOICE),
@@ -229,8 +236,6 @@ HONOURED = (
 # What would change the text and is not honoured, with the values that change nothing.
 REFUSED = (
     Parameter("suffix", COMPLETIONS, "models continue texts at their end", neutral=("",)),
-    Parameter("functions", CHAT, "use tools", neutral=([],)),
-    Parameter("function_call", CHAT, "use tool_choice", neutral=("none", "auto")),
     Parameter("verbosity", CHAT, "say in a message how long the answer should be", neutral=("medium",)),
     Parameter("chat_template", CHAT, _TEMPLATE),
     Parameter("documents", CHAT, _TEMPLATE, neutral=([],)),

@@ -130,6 +130,34 @@ async def test_a_call_that_must_come_has_a_grammar(tmp_path: Path) -> None:
             await ask(api, tools=[ADD], tool_choice="required", response_format={"type": "json_object"})
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_functions_of_the_older_form_are_called(tmp_path: Path, stream: bool) -> None:
+    async with scripted_gateway(tmp_path, TEMPLATE) as (client, api):
+        client.answer = CALLS
+        choice = await ask(api, stream, functions=[WEATHER["function"], ADD["function"]], function_call="auto")
+        assert choice.finish_reason == "function_call"
+        assert choice.message.function_call.name == "weather"
+        assert json.loads(choice.message.function_call.arguments) == {"city": "Zürich"}
+        assert choice.message.tool_calls is None
+        client.answer = "Rain."
+        called = {
+            "role": "assistant",
+            "content": None,
+            "function_call": {"name": "weather", "arguments": '{"city": "B"}'},
+        }
+        result = {"role": "function", "name": "weather", "content": "12 mm"}
+        options = {"functions": [WEATHER["function"]], "messages": [*ASK, called, result]}
+        assert (await ask(api, stream, **options)).message.content == "Rain."
+        assert '<call>weather:{"city": "B"}</call>' in client.prompt
+        assert "<|tool|>12 mm" in client.prompt
+        with pytest.raises(openai.BadRequestError, match="give one of the two"):
+            await ask(api, functions=[ADD["function"]], tools=[ADD])
+        with pytest.raises(openai.BadRequestError, match="tool_choice names x"):
+            await ask(api, functions=[ADD["function"]], function_call={"name": "x"})
+        with pytest.raises(openai.BadRequestError, match="there are no tools"):
+            await ask(api, function_call={"name": "x"})
+
+
 async def test_a_call_that_the_length_cuts_ends_with_length(tmp_path: Path) -> None:
     async with scripted_gateway(tmp_path, TEMPLATE) as (client, api):
         client.answer, client.finish = '<tool_call>\n{"name": "weather", "arguments": {"city": "Zü', "length"
