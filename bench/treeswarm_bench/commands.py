@@ -34,6 +34,7 @@ EXAMPLES = """examples:
   swarm bench attention --device cuda --json   the torch reference beside the flash kernels
   swarm bench rules --json                   what penalties cost a tail, beside transformers' processors on whole rows
   swarm bench faults --json                  100 generations, each hit by a kill, a hang, a cut, a refusal or a drain
+  swarm bench grammars --model smollm2 --prompts 100 --json   texts after random JSON schemas; virtual clock
   swarm bench heal --kills 20 --registry-kind mqtt   how soon a spare node takes over the blocks of a killed one
   swarm bench load --clients 64 --json       more clients than there is room for
   swarm bench batch --widen 16 --json        many clients on a model whose forward is bound by reading its weights
@@ -159,6 +160,7 @@ BENCHES: Mapping[str, RunBench] = {
     "faults": _bench("faults:bench_faults", lambda s, a: {"setup": s, "generations": a.generations, "seed": a.seed}),
     "flips": _bench("bf16_flips:bench_flips", _setup),
     "fuzz": _bench("fuzz:bench_fuzz", lambda setup, args: {"setup": setup, "messages": args.messages}),
+    "grammars": _bench("grammars:bench_grammars", lambda setup, args: {"setup": setup, "seed": args.seed}),
     "heal": _bench("heal:bench_heal", _kills),
     "load": _bench("load:bench_load", lambda setup, args: {"setup": setup, "clients": args.clients}),
     "node": _bench("parts.node_append:bench_node", lambda _, a: {"rounds": a.rounds, "profile": a.profile}),

@@ -118,7 +118,11 @@ def _add_flags_of_single_benches(parser: argparse.ArgumentParser) -> None:
         "--generations", type=int, default=100, metavar="N", help="faults: number of generations (default 100)"
     )
     parser.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="busy, faults, heal, disturbed: first seed (default 0)"
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="busy, faults, grammars, heal, disturbed: first seed (default 0)",
     )
     parser.add_argument("--kills", type=int, default=20, metavar="N", help="heal: number of kills (default 20)")
     parser.add_argument(
