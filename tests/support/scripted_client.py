@@ -101,8 +101,7 @@ def scripted_backend(client: ScriptedClient, keys: ApiKeys = NO_KEYS, **limits: 
     """Return a backend that is connected to a scripted client."""
     make_client: Callable[[], Any] = lambda: client  # noqa: E731
     address = Address("127.0.0.1", 8000)
-    # The demo's template leaves tools out.
-    config = GatewayConfig(("demo",), address, keys, limits=GatewayLimits(**limits), tool_parser="hermes")
+    config = GatewayConfig(("demo",), address, keys, limits=GatewayLimits(**limits))
     backend = Backend(config, make_client)
     backend.connection._client = client  # type: ignore[assignment]
     return backend

@@ -336,7 +336,8 @@ class Backend:
         """Return what a chat means for the model.  Raises Unsupported and NotReady."""
         template = self.client.chat_template
         source = template.source if template is not None else ""
-        form = find_format(source, self.config.tool_parser, self.config.reasoning_parser)
+        writes_tools = template is None or template.writes_tools
+        form = find_format(source, self.config.tool_parser, self.config.reasoning_parser, writes_tools=writes_tools)
         return plan_chat(chat, template, form)
 
     def _required_grammar(self, plan: ChatPlan, prompt: Sequence[int]) -> Grammar | None:

@@ -20,6 +20,8 @@ from treeswarm_client.tool_calls.reasoning import ReasoningFormat
 Kind = TypeVar("Kind")
 AUTO, NONE = "auto", "none"
 HARMONY = "harmony"
+DESCRIBED = "hermes"
+"""Name of the format in which calls of described tools are written; see `described`."""
 
 
 @dataclass(frozen=True)
@@ -159,11 +161,18 @@ class AnswerFormat:
         return (*calls, *(self.reasoning.marks if self.reasoning is not None else ()))
 
 
-def find_format(template: str, tool_parser: str = AUTO, reasoning_parser: str = AUTO) -> AnswerFormat:
-    """Return the format of a model with this chat template, or the ones that are named.  Raises BadRequest."""
+def find_format(
+    template: str, tool_parser: str = AUTO, reasoning_parser: str = AUTO, *, writes_tools: bool = True
+) -> AnswerFormat:
+    """Return the format of a model with this chat template, or the ones that are named.  Raises BadRequest.
+
+    The tools of a template that does not write them are described, with calls in the format `DESCRIBED`.
+    """
     by_name = {kind.name: kind for kind in CALL_FORMATS}
     if tool_parser == AUTO:
         calls = next((kind for kind in CALL_FORMATS if _has_signs(template, kind)), None)
+        if not writes_tools and (calls is None or calls.name != HARMONY):
+            calls = by_name[DESCRIBED]
     else:
         calls = _named("tool parser", tool_parser, by_name)
     if HARMONY in (reasoning_parser, calls.name if calls is not None else ""):

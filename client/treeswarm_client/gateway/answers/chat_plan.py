@@ -19,13 +19,11 @@ from treeswarm_client.tool_calls.events import (
     ContentText,
     ReasoningText,
 )
-from treeswarm_client.tool_calls.formats import AnswerFormat
+from treeswarm_client.tool_calls.formats import DESCRIBED, AnswerFormat
 from treeswarm_client.tool_calls.offered import OfferedTools
 from treeswarm_client.tool_calls.parser import AnswerParser
 from treeswarm_client.tool_calls.required import required_grammar
 
-# The one format in which tools can be described to a model whose template has no place for them.
-DESCRIBED = "hermes"
 # Variables of templates by which a caller says how much a model thinks.
 EFFORT, ENABLED = "reasoning_effort", "enable_thinking"
 NO_EFFORT = "none"
@@ -94,8 +92,8 @@ def plan_chat(chat: ChatPrompt, template: ChatTemplate | None, form: AnswerForma
     if form.calls is None:
         raise Unsupported(
             "tools",
-            "this model's chat template shows no format of tool calls that is known here: take another model, or start "
-            f"the gateway with --tool-parser {DESCRIBED}, which describes the tools in the system message",
+            "calls are not read here, because the model's chat template writes tools in a format that is not known, or "
+            "the gateway was started with --tool-parser none: name the format in --tool-parser, or take another model",
         )
     messages: Sequence[MessageDict] = chat.messages
     tools: Sequence[Mapping[str, Any]] | None = chat.tools
