@@ -97,7 +97,7 @@ async def test_phone_needs_no_horizontal_scroll(browser: Browser, gateway: Scrip
         await expect(page.get_by_role("button", name=button, exact=True)).to_be_focused()
     for scheme, paper in (("dark", "rgb(10, 16, 14)"), ("light", "rgb(244, 245, 240)")):
         await page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
-        assert await page.evaluate("getComputedStyle(document.documentElement).backgroundColor") == paper
+        await expect(page.locator("html")).to_have_css("background-color", paper)
     assert watched.problems == []
     await context.close()
 
