@@ -121,10 +121,10 @@ async def test_sigterm_ends_a_node_after_its_grace_and_client_is_told() -> None:
 async def test_peers_that_do_not_cover_the_model_are_refused(three_nodes: LocalSwarm) -> None:
     head, _, tail = (node.address for node in three_nodes.nodes)
     with pytest.raises(MissingBlocks, match=r"blocks 3:5 of 8"):
-        async with SwarmClient(model="demo", peers=f"{head},{tail}"):
+        async with SwarmClient(model="demo", peers=f"{head},{tail}", patience=1.0):
             pass
     with pytest.raises(Unreachable):
-        async with SwarmClient(model="demo", peers="127.0.0.1:9"):
+        async with SwarmClient(model="demo", peers="127.0.0.1:9", patience=1.0):
             pass
 
 
