@@ -82,6 +82,14 @@ class TextReader:
             self._at -= len(text)
         return found
 
+    def ends_within(self, text: str) -> bool:
+        """Read what is left if the answer has ended within `text`, and return whether it did."""
+        rest = self._text[self._at :]
+        if not self._ended or not rest or not text.startswith(rest):
+            return False
+        self._at = len(self._text)
+        return True
+
     def expect(self, text: str) -> Reading[None]:
         """Read `text`.  Raises BrokenCall if something else comes."""
         if not (yield from self.literal(text)):

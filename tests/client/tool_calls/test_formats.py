@@ -220,6 +220,19 @@ def test_unusual_and_broken_calls(name: str, text: str, calls: list[Any] | None,
             assert answer.values == calls
 
 
+# The last marks of DeepSeek's and Kimi's sections are special tokens, which no length cuts.
+@pytest.mark.parametrize(
+    "name", [name for name in WRITTEN if WRITTEN[name][1].rstrip().endswith(">") and name not in ("deepseek", "kimi")]
+)
+def test_a_mark_that_is_cut_after_a_call_is_no_content(name: str) -> None:
+    reasoning, text = WRITTEN[name]
+    whole = parse([text], name, reasoning)
+    closer = text.rstrip()[text.rstrip().rindex("<") :]
+    for cut in range(1, len(closer)):
+        answer = parse([text.rstrip()[:-cut]], name, reasoning)
+        assert (answer.content, len(answer.calls)) == (whole.content, len(whole.calls))
+
+
 def test_arguments_that_break_off_stay_as_written() -> None:
     text = 'I look. <tool_call>{"name": "weather", "arguments": {"city": "Be'
     answer = parse([text], "hermes")

@@ -90,13 +90,16 @@ def read_block(calls: CallReader, opener: str, body: CallBody) -> Reading[None]:
 
 
 def read_closer(calls: CallReader, closer: str) -> Reading[None]:
-    """Read the mark that ends a call, with white space and superfluous brackets before it, if it comes."""
+    """Read the mark that ends a call, with white space and superfluous brackets before it, if it comes.
+
+    Where the answer's length cut the mark, its beginning is read: it is no content either.
+    """
     if not closer:
         return
     calls.text.mark()
     while (character := (yield from calls.text.peek())) and (character.isspace() or character in SUPERFLUOUS):
         calls.text.now()
-    if (yield from calls.text.literal(closer)):
+    if (yield from calls.text.literal(closer)) or calls.text.ends_within(closer):
         calls.text.mark()
     calls.text.rewind()
     calls.text.mark()
