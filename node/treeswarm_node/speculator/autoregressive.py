@@ -16,7 +16,6 @@ from treeswarm_node.speculator.guesses import (
     ConfiguredSpeculator,
     GuessScorer,
     HeadWeights,
-    compute_in_eight_bits,
     read_saved_head,
 )
 from treeswarm_node.speculator.head import EPSILON, FIRST_MATRIX, HeadShape, SpeculatorHead
@@ -59,7 +58,7 @@ class HeadMemory:
             self.keys, self.values = self.keys[:, surplus:].clone(), self.values[:, surplus:].clone()
 
 
-class AutoregressiveSpeculator(ConfiguredSpeculator):
+class AutoregressiveSpeculator(ConfiguredSpeculator[SpeculatorHead]):
     """A head that proposes trees: one that was trained here, or a published one."""
 
     def __init__(
@@ -95,10 +94,6 @@ class AutoregressiveSpeculator(ConfiguredSpeculator):
         head = saved.fill(SpeculatorHead(head_shape(saved.config)))
         digest = head_digest(saved.tensors[FIRST_MATRIX], saved.config.taps, EPSILON)
         return cls(saved.config, head, saved.weights, digest, hosted)
-
-    def compute_in_eight_bits(self) -> None:
-        """Compute with 8-bit weights from now on, where this processor is faster with them."""
-        self.weights = compute_in_eight_bits(self.head, self.weights)
 
     def new_memory(self) -> HeadMemory:
         """See `Speculator`."""

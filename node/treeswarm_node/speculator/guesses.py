@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from treeswarm_node.model.quantization.packed_products import pack_products
 from treeswarm_node.model.quantization.quantized_linear import QuantizedLinear, quantize_loaded, quantized_weight
 from treeswarm_node.model.quantization.weight_kinds import Int8, has_integer_products
 from treeswarm_node.speculator.files import KINDS, SpeculatorConfig, read_speculator_config, read_speculator_weights
-from treeswarm_node.speculator.head import FIRST_MATRIX, SpeculatorHead
+from treeswarm_node.speculator.head import FIRST_MATRIX
 
 # Number of children of a node.  Deeper in a tree of 64 nodes, no node was seen with more than a dozen.
 WIDTH = 16
@@ -55,7 +55,7 @@ class HeadWeights:
 
 
 @torch.no_grad()
-def compute_in_eight_bits(head: SpeculatorHead, weights: HeadWeights) -> HeadWeights:
+def compute_in_eight_bits(head: torch.nn.Module, weights: HeadWeights) -> HeadWeights:
     """Let a head on a CPU that multiplies integers compute with 8-bit weights; return its LM head alike.
 
     The matrix over the states of all taps stays as it is, because other nodes have columns of it.  SmolLM2's head
@@ -114,10 +114,16 @@ class GuessScorer:
         return self.vocabulary[best.indices].cpu().numpy(), logprobs.cpu().numpy()
 
 
-class ConfiguredSpeculator:
+class ConfiguredSpeculator(Generic[Module]):
     """What a speculator that was trained here says of itself: its config knows it."""
 
     config: SpeculatorConfig
+    head: Module
+    weights: HeadWeights
+
+    def compute_in_eight_bits(self) -> None:
+        """Compute with 8-bit weights from now on, where this processor is faster with them."""
+        self.weights = compute_in_eight_bits(self.head, self.weights)
 
     @property
     def agreement(self) -> float:

@@ -63,7 +63,7 @@ class BlockHeads(torch.nn.Module):
         return linear(self.result_norm(result), lm_head)
 
 
-class LatticeSpeculator(ConfiguredSpeculator):
+class LatticeSpeculator(ConfiguredSpeculator[BlockHeads]):
     """Trained heads that propose trees."""
 
     name = LATTICE

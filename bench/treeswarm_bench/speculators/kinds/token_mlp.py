@@ -66,7 +66,7 @@ class TokenMlp(torch.nn.Module):
         return results
 
 
-class MlpSpeculator(ConfiguredSpeculator):
+class MlpSpeculator(ConfiguredSpeculator[TokenMlp]):
     """A trained network that proposes trees."""
 
     name = MLP

@@ -21,7 +21,6 @@ from treeswarm_node.speculator.guesses import (
     ConfiguredSpeculator,
     GuessScorer,
     HeadWeights,
-    compute_in_eight_bits,
     read_saved_head,
 )
 from treeswarm_node.speculator.head import EPSILON, HeadShape, SpeculatorHead
@@ -88,7 +87,7 @@ class ParallelHead(SpeculatorHead):
         return followed
 
 
-class ParallelSpeculator(ConfiguredSpeculator):
+class ParallelSpeculator(ConfiguredSpeculator[ParallelHead]):
     """A trained layer that proposes trees."""
 
     name = PARALLEL
@@ -105,10 +104,6 @@ class ParallelSpeculator(ConfiguredSpeculator):
         """Load a folder; see `AutoregressiveSpeculator.load`."""
         saved = read_saved_head(folder, lm_head, is_tied=is_tied, dtype=dtype, kinds=(PARALLEL,))
         return cls(saved.config, saved.fill(ParallelHead.of(saved.config)), saved.weights)
-
-    def compute_in_eight_bits(self) -> None:
-        """Compute with 8-bit weights from now on, where this processor is faster with them."""
-        self.weights = compute_in_eight_bits(self.head, self.weights)
 
     def new_memory(self) -> HeadMemory:
         """See `Speculator`."""
