@@ -67,7 +67,7 @@ class PromptEncoder:
         return self._ids(text, special=False)
 
     def _ids(self, text: str, *, special: bool) -> list[int]:
-        if self.most_characters is not None and len(text) > self.most_characters:
+        if self._cannot_fit(len(text)):
             raise TooLong(
                 f"a text of {len(text)} characters cannot fit into the model's context of {self.max_positions} tokens: "
                 "shorten it"
@@ -77,6 +77,12 @@ class PromptEncoder:
             return list(self.tokenizer.encode_batch([text], add_special_tokens=special)[0].ids)
         except (TypeError, UnicodeError):  # half of a surrogate pair, as JSON may bring it
             raise BadRequest("the text contains lone surrogates, which are no characters: send valid Unicode") from None
+
+    def _cannot_fit(self, characters: int) -> bool:
+        # A short text fits whatever its tokens are: only a long one is worth reading the whole vocabulary.
+        if self.max_positions is None or characters <= self.max_positions:
+            return False
+        return self.most_characters is not None and characters > self.most_characters
 
 
 def load_prompt_encoder(model: str, folder: Path, max_positions: int | None = None) -> PromptEncoder:

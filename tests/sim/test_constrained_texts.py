@@ -1,4 +1,4 @@
-"""Texts under a grammar are those of plain decoding with the same masks, whatever is drafted and whoever is lost."""
+"""Texts under a grammar are those of plain decoding with the same masks, for all drafters and lost nodes."""
 
 import asyncio
 import random

@@ -24,7 +24,7 @@ def load_chat_template(folder: Path) -> ChatTemplate | None:
     config = _read_object(folder, "tokenizer_config.json")
     try:
         sources = _sources(folder, config)
-    except ValueError as error:  # a file that is no text
+    except ValueError as error:  # a file that is not valid UTF-8
         return ChatTemplate(_broken(folder, error))
     if not sources:
         return None

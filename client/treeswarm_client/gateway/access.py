@@ -1,4 +1,4 @@
-"""Who may call: the key of a request, as a dependency of its route."""
+"""Check the key of a request, as a dependency of its route."""
 
 from collections.abc import Awaitable, Callable
 

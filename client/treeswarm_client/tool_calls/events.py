@@ -79,7 +79,7 @@ class EventCollector:
             self._add_text(ReasoningText(shown))
 
     def start_section(self) -> None:
-        """Note that reasoning begins or ends here: white space on both sides of it is no text."""
+        """Note that reasoning begins or ends here: white space on both sides of it is dropped."""
         self._spaces, self._trims_start, self._after_section = "", True, True
 
     def begin_call(self, name: str, id: str | None = None) -> None:

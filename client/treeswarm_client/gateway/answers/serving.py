@@ -45,7 +45,7 @@ async def read_json_object(request: Request) -> dict[str, Any]:
         problem = error.msg.removesuffix(" at")  # as in "Unterminated string starting at"
         raise MalformedBody(f"the body is not JSON: {problem} at character {error.pos}") from None
     except UnicodeDecodeError:
-        raise MalformedBody("the body is not JSON: it is no text in UTF-8") from None
+        raise MalformedBody("the body is not JSON: it is not valid UTF-8") from None
     except RecursionError:
         raise MalformedBody("the body is nested too deep: send a flatter JSON object") from None
     except ValueError as error:  # numbers of too many digits, too

@@ -42,7 +42,7 @@ async def swarm() -> AsyncIterator[LocalSwarm]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def served(swarm: LocalSwarm) -> AsyncIterator[Gateway]:
-    async with gateway(swarm.peers, "--draft", "ngram", "--tool-parser", "hermes") as served:
+    async with gateway(swarm.peers, "--draft", "ngram") as served:
         yield served
 
 
